@@ -1,0 +1,9 @@
+//! crewcall
+
+/// The wire contract, generated from `proto/crewcall/v1`.
+pub mod proto {
+    #![allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, rust_2018_idioms)]
+    tonic::include_proto!("crewcall.v1");
+    /// For server reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("crewcall_descriptor");
+}
