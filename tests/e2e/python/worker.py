@@ -199,7 +199,7 @@ class Worker:
                     except grpc.RpcError as error:
                         if error.code() in FINAL or reason(error) == "session_replaced":
                             raise
-                        print(f"connection lost: {error.code().name}: {error.details()}", flush=True)
+                        print(f"no connection: {error.code().name}: {error.details()}", flush=True)
                     failures = 0 if stream.welcome else failures + 1
                     # Full jitter: a thousand workers of a restarted server do not come back at once.
                     wait = random.uniform(0, min(10, 0.1 * 2 ** min(failures, 10)))
