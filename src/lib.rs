@@ -1,5 +1,8 @@
 //! crewcall
 
+pub mod listener;
+pub mod shutdown;
+
 /// The wire contract, generated from `proto/crewcall/v1`.
 pub mod proto {
     #![allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, rust_2018_idioms)]
