@@ -1,0 +1,56 @@
+//! How this crate opens HTTP/2 connections, for callers and workers alike.
+use std::time::Duration;
+
+use tonic::transport::Endpoint;
+
+/// Room for a list of outcomes; a single payload is at most 4 MiB by default.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Servers refuse clients that ping more often than every 10 s.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Accepts `http://host:port` and bare `host:port`; says what is wrong with anything else.
+pub(crate) fn endpoint(address: &str) -> Result<Endpoint, String> {
+    let address = address.trim().trim_end_matches('/');
+    let uri = match address.split_once("://") {
+        Some(("http", _)) => address.to_owned(),
+        Some((scheme, _)) => {
+            return Err(format!(
+                "address `{address}`: scheme `{scheme}` is not supported, use http://host:port"
+            ));
+        }
+        None => format!("http://{address}"),
+    };
+    let endpoint = Endpoint::from_shared(uri)
+        .map_err(|error| format!("address `{address}` is not of the form http://host:port: {error}"))?;
+    if endpoint.uri().host().is_none_or(str::is_empty) {
+        return Err(format!("address `{address}` names no host, use http://host:port"));
+    }
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_addresses_with_and_without_scheme() {
+        for address in ["127.0.0.1:8080", "http://localhost:8080", "http://localhost:8080/", "[::1]:9"] {
+            assert!(endpoint(address).is_ok(), "{address}");
+        }
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_an_address() {
+        for (address, word) in [("ftp://x:1", "ftp"), ("", "host"), ("http://", "http"), ("a b", "a b")] {
+            let error = endpoint(address).unwrap_err();
+            assert!(error.contains(word), "{address}: {error}");
+        }
+    }
+}
