@@ -12,21 +12,22 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Accepts `http://host:port` and bare `host:port`; says what is wrong with anything else.
 pub(crate) fn endpoint(address: &str) -> Result<Endpoint, String> {
-    let address = address.trim().trim_end_matches('/');
-    let uri = match address.split_once("://") {
-        Some(("http", _)) => address.to_owned(),
+    let address = address.trim();
+    let authority = match address.split_once("://") {
+        Some(("http", authority)) => authority,
         Some((scheme, _)) => {
             return Err(format!(
                 "address `{address}`: scheme `{scheme}` is not supported, use http://host:port"
             ));
         }
-        None => format!("http://{address}"),
+        None => address,
     };
-    let endpoint = Endpoint::from_shared(uri)
-        .map_err(|error| format!("address `{address}` is not of the form http://host:port: {error}"))?;
-    if endpoint.uri().host().is_none_or(str::is_empty) {
-        return Err(format!("address `{address}` names no host, use http://host:port"));
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    if authority.is_empty() || authority.contains(['/', '?', '#', '@']) {
+        return Err(format!("address `{address}` is not of the form http://host:port"));
     }
+    let endpoint = Endpoint::from_shared(format!("http://{authority}"))
+        .map_err(|error| format!("address `{address}` is not of the form http://host:port: {error}"))?;
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -48,9 +49,9 @@ mod tests {
 
     #[test]
     fn says_what_is_wrong_with_an_address() {
-        for (address, word) in [("ftp://x:1", "ftp"), ("", "host"), ("http://", "http"), ("a b", "a b")] {
+        for address in ["ftp://x:1", "", "http://", "http:///", "a b", "http://host/path", "host:notaport"] {
             let error = endpoint(address).unwrap_err();
-            assert!(error.contains(word), "{address}: {error}");
+            assert!(error.contains(&format!("`{address}`")) && error.contains("host:port"), "{error}");
         }
     }
 }

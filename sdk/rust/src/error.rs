@@ -161,6 +161,8 @@ pub(crate) fn transport_words(error: &(dyn std::error::Error + 'static)) -> Stri
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use tonic_types::ErrorDetails;
 
     use super::*;
@@ -169,7 +171,7 @@ mod tests {
     fn a_status_with_details_is_a_refusal() {
         let mut details = ErrorDetails::new();
         details
-            .set_error_info("queue_full", "crewcall", [("", "")])
+            .set_error_info("queue_full", "crewcall", HashMap::new())
             .set_retry_info(Some(Duration::from_secs(2)));
         let status = Status::with_error_details(Code::ResourceExhausted, "the queue is full", details);
         let CallError::Refused(refusal) = CallError::from(status) else { panic!("not a refusal") };

@@ -410,3 +410,6 @@ impl Weigh for Chunk {
         OVERHEAD + self.data.as_ref().map_or(0, |data| data.data.len() + data.content_type.len())
     }
 }
+
+#[cfg(test)]
+mod tests;
