@@ -135,10 +135,11 @@ def print_event(response):
             state = task_pb2.TaskState.Name(response.task.state).removeprefix("TASK_STATE_")
             print(f"{response.task.id} {state} attempt {response.task.attempt}", flush=True)
         case "progress":
-            progress = response.progress.progress
-            print(f"{response.progress.task_id} {progress.current}/{progress.total} {progress.message}", flush=True)
+            task_id, progress = response.progress.task_id, response.progress.progress
+            print(f"{task_id} {progress.current}/{progress.total} {progress.message}", flush=True)
         case "chunk":
-            print(f"{response.chunk.task_id} chunk {response.chunk.index}: {response.chunk.data.data!r}", flush=True)
+            chunk = response.chunk
+            print(f"{chunk.task_id} chunk {chunk.index}: {chunk.data.data!r}", flush=True)
 
 
 def run(tasks, args):
@@ -165,17 +166,19 @@ def run(tasks, args):
 
 def main():
     parser = argparse.ArgumentParser(description="A crewcall client written from the .proto alone.")
-    parser.add_argument("--server", default=os.environ.get("CREWCALL_SERVER", "127.0.0.1:8080"), help="host:port")
+    server = os.environ.get("CREWCALL_SERVER", "127.0.0.1:8080")
+    parser.add_argument("--server", default=server, help=f"host:port (default {server})")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in [("call", "run a method, print its value"), ("submit", "hand in a task, print its id")]:
+    for name, arguments, text in [
+        ("call", ["method", "json"], "run a method, print its value"),
+        ("submit", ["method", "json"], "hand in a task, print its id"),
+        ("get", ["task_id"], "wait for a task, print its value"),
+        ("watch", ["task_id"], "print what happens to a task"),
+        ("pipe", ["method"], "one call for each line of JSON on standard input"),
+    ]:
         command = commands.add_parser(name, help=text)
-        command.add_argument("method")
-        command.add_argument("json")
-    for name, text in [("get", "wait for a task, print its value"), ("watch", "print what happens to a task")]:
-        command = commands.add_parser(name, help=text)
-        command.add_argument("task_id")
-    command = commands.add_parser("pipe", help="one call for each line of JSON on standard input")
-    command.add_argument("method")
+        for argument in arguments:
+            command.add_argument(argument)
     args = parser.parse_args()
     with grpc.insecure_channel(args.server.removeprefix("http://")) as channel:
         try:

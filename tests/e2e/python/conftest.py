@@ -126,8 +126,8 @@ def work(spawn):
     """Starts the sample worker and returns once it has joined."""
 
     def start(server, worker_id="py-1", *flags):
-        command = [sys.executable, str(HERE / "worker.py"), "--server", server.address, "--worker-id", worker_id]
-        process = spawn(*command, *flags)
+        script = str(HERE / "worker.py")
+        process = spawn(sys.executable, script, "--server", server.address, "--worker-id", worker_id, *flags)
         process.expect(f"joined as {worker_id}")
         return process
 
@@ -147,7 +147,8 @@ def grpcurl(server):
         command = [tool("CREWCALL_TEST_GRPCURL"), "-plaintext"]
         if data is not None:
             command += ["-d", json.dumps(data)]
-        done = subprocess.run([*command, server.address, *arguments], capture_output=True, text=True, timeout=PATIENCE)
+        command += [server.address, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         if done.returncode:
             raise RuntimeError(done.stderr)
         return done.stdout

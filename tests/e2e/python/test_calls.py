@@ -16,13 +16,13 @@ def test_a_call_is_answered(server, worker):
 
 
 def test_a_payload_passes_through_byte_for_byte(server, worker):
-    # Spaces, key order, a number no double holds, and bytes that are not text.
-    for data, content_type in [(b'{ "b":9007199254740993,"a":1e400 }', ""), (bytes(range(256)), "image/x-odd")]:
-        payload = task_pb2.Payload(data=data, content_type=content_type)
+    for payload in [
+        # Spaces, key order, and numbers that no double holds.
+        task_pb2.Payload(data=b'{ "b":9007199254740993,"a":1e400 }', content_type="application/json"),
+        task_pb2.Payload(data=bytes(range(256)), content_type="image/x-odd"),
+    ]:
         request = tasks_pb2.CallRequest(task=tasks_pb2.NewTask(method="py.echo", payload=payload))
-        succeeded = server.tasks.Call(request, timeout=PATIENCE).outcome.succeeded
-        assert succeeded.data == data
-        assert succeeded.content_type in (content_type, content_type or "application/json")
+        assert server.tasks.Call(request, timeout=PATIENCE).outcome.succeeded == payload
 
 
 def test_the_largest_payload_passes_and_one_byte_more_is_refused(server, worker):

@@ -31,9 +31,8 @@ def test_it_describes(grpcurl, symbol, says):
 
 
 def test_it_calls(grpcurl, worker):
-    answer = json.loads(
-        grpcurl(f"{PACKAGE}.Tasks/Call", data={"task": {"method": "add", "payload": payload({"a": 1, "b": 2})}})
-    )
+    task = {"method": "add", "payload": payload({"a": 1, "b": 2})}
+    answer = json.loads(grpcurl(f"{PACKAGE}.Tasks/Call", data={"task": task}))
     assert base64.b64decode(answer["outcome"]["succeeded"]["data"]) == b"3"
     assert len(answer["taskId"]) == 36
 

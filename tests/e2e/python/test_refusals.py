@@ -35,6 +35,7 @@ def by_id(verb, task_id):
     return verb, getattr(tasks_pb2, f"{verb}Request")(task_id=task_id)
 
 
+TOO_MANY = tasks_pb2.SubmitRequest(tasks=[tasks_pb2.NewTask(method="add")] * 10_001)
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 
 
@@ -53,7 +54,7 @@ INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
         (call(durability=99), INVALID, "invalid_field"),
         (call(payload=b"x" * ((4 << 20) + 1)), INVALID, "payload_too_large"),
         (("Submit", tasks_pb2.SubmitRequest()), INVALID, None),
-        (("Submit", tasks_pb2.SubmitRequest(tasks=[tasks_pb2.NewTask()] * 10_001)), INVALID, "too_many_items"),
+        (("Submit", TOO_MANY), INVALID, "too_many_items"),
         (by_id("Get", "not-an-id"), None, None),
         (by_id("Get", NO_TASK), NOT_FOUND, "task_not_found"),
         (by_id("Cancel", NO_TASK), NOT_FOUND, "task_not_found"),
@@ -127,7 +128,8 @@ def test_an_ended_task_cannot_be_cancelled(server, worker):
 
 
 def test_an_unknown_worker_cannot_be_drained(server):
-    error = ended_with(lambda: server.admin.Drain(admin_pb2.DrainRequest(worker_id="ghost"), timeout=PATIENCE))
+    request = admin_pb2.DrainRequest(worker_id="ghost")
+    error = ended_with(lambda: server.admin.Drain(request, timeout=PATIENCE))
     assert error.code() == NOT_FOUND
     assert details(error)[0].reason == "worker_not_found"
 

@@ -417,9 +417,11 @@ def reason(error):
 
 def main():
     parser = argparse.ArgumentParser(description="A crewcall worker written from the .proto alone.")
-    parser.add_argument("--server", default=os.environ.get("CREWCALL_SERVER", "127.0.0.1:8080"), help="host:port")
+    server = os.environ.get("CREWCALL_SERVER", "127.0.0.1:8080")
+    key = os.environ.get("CREWCALL_WORKER_KEY", "")
+    parser.add_argument("--server", default=server, help=f"host:port (default {server})")
     parser.add_argument("--worker-id", default="", help="stable name; without it the server chooses")
-    parser.add_argument("--key", default=os.environ.get("CREWCALL_WORKER_KEY", ""), help="the server's worker key")
+    parser.add_argument("--key", default=key, help="the server's worker key (default $CREWCALL_WORKER_KEY)")
     parser.add_argument("--concurrency", type=int, default=4, help="tasks at once (default 4)")
     args = parser.parse_args()
     server = args.server.removeprefix("http://")
