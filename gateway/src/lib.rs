@@ -66,13 +66,18 @@ async fn healthz() -> &'static str {
 
 async fn readyz(State(settings): State<Settings>) -> Response {
     if settings.shutdown.is_stopping() {
-        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "this server is shutting down")
-            .into_response();
+        return Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "shutting_down",
+            "this server is shutting down",
+        )
+        .into_response();
     }
     "ready\n".into_response()
 }
 
 async fn page() -> Response {
-    let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'");
+    let policy =
+        HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'");
     ([(header::CONTENT_SECURITY_POLICY, policy)], Html(include_str!("page.html"))).into_response()
 }
