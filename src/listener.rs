@@ -187,13 +187,15 @@ pub async fn serve(
     shutdown: Shutdown,
 ) -> Closed {
     let door = Door::new(settings.max_connections, settings.max_connections_per_ip);
+    // The connections follow a shutdown of ours, so that they are counted before they are cut.
+    let connections = Shutdown::new();
     let server = Arc::new(Server {
         http: http_builder(&settings),
         tls: tls.map(TlsAcceptor::from),
         // State is resolved here, once, not for every request.
         app: app.with_state(()),
         settings,
-        shutdown: shutdown.clone(),
+        shutdown: connections.clone(),
     });
 
     tokio::select! {
@@ -203,11 +205,16 @@ pub async fn serve(
     }
     // Closing the socket now makes the kernel refuse newcomers, who then try another server.
     drop(listener);
+    connections.stop();
 
     tokio::select! {
         biased;
         () = door.all_closed() => Closed { cut: 0 },
-        () = shutdown.cutting() => Closed { cut: door.open() },
+        () = shutdown.cutting() => {
+            let closed = Closed { cut: door.open() };
+            connections.cut();
+            closed
+        }
     }
 }
 
@@ -419,3 +426,6 @@ impl Pause {
         self.next = (self.next * 2).min(Duration::from_secs(1));
     }
 }
+
+#[cfg(test)]
+mod tests;
