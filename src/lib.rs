@@ -1,7 +1,16 @@
 //! crewcall
 
+pub mod clock;
+pub mod engine;
+pub mod error;
+pub mod handle;
 pub mod listener;
+pub mod outbox;
+pub mod row;
+pub mod scheduler;
 pub mod shutdown;
+pub mod store;
+pub mod task;
 
 /// The wire contract, generated from `proto/crewcall/v1`.
 pub mod proto {

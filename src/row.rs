@@ -1,0 +1,354 @@
+//! What the store holds: one row for each durable task, and a few single rows. Both the scheduler, which
+//! says how rows change, and the stores, which keep them, speak of rows; neither knows the other.
+//!
+//! # Changing the format
+//! Rows are protobuf messages (hand-declared below, field numbers are the format). To add a fact:
+//! 1. add a field with a new number; readers of older rows see its default, which must be right for them;
+//! 2. never change the meaning or type of a number, never reuse one;
+//! 3. what cannot be said that way raises the format version that the durable store keeps beside its
+//!    rows, with the conversion written next to it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::clock::Timestamp;
+use crate::task::{
+    Attempt, Durability, ExpiredReason, Outcome, Payload, RetryPolicy, State, Target, Task, TaskError, TaskId,
+    TaskOptions,
+};
+
+/// Names a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RowKey {
+    /// A durable task.
+    Task(TaskId),
+    /// Leases below the number in it may have been handed out.
+    LeasesReserved,
+}
+
+/// One change of a batch. A batch is stored whole or not at all.
+#[derive(Clone, Debug)]
+pub enum RowChange {
+    /// Insert or replace.
+    Put(RowKey, Bytes),
+    /// Remove; removing what is not there is no error.
+    Delete(RowKey),
+}
+
+/// A row, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Row {
+    /// A durable task.
+    Task(Box<Task>),
+    /// Leases below this may have been handed out.
+    LeasesReserved(u64),
+}
+
+/// A row that cannot be read: it was damaged, or written by something else.
+#[derive(Debug, thiserror::Error)]
+#[error("row {key:?} cannot be read: {problem}")]
+pub struct RowError {
+    key: RowKey,
+    problem: String,
+}
+
+impl Row {
+    /// As stored.
+    pub fn encode(&self) -> Bytes {
+        match self {
+            Self::Task(task) => Self::encode_task(task),
+            Self::LeasesReserved(below) => below.encode_to_vec().into(),
+        }
+    }
+
+    /// As stored, without taking the task.
+    pub fn encode_task(task: &Task) -> Bytes {
+        TaskRow::from(task).encode_to_vec().into()
+    }
+
+    /// Reads the row stored under `key`.
+    ///
+    /// # Errors
+    /// When `data` is not what was stored under such a key.
+    pub fn decode(key: RowKey, data: Bytes) -> Result<Self, RowError> {
+        let damaged = |problem: String| RowError { key, problem };
+        match key {
+            RowKey::LeasesReserved => {
+                u64::decode(data).map(Self::LeasesReserved).map_err(|problem| damaged(problem.to_string()))
+            }
+            RowKey::Task(id) => {
+                let row = TaskRow::decode(data).map_err(|problem| damaged(problem.to_string()))?;
+                let task = row.into_task(id).map_err(|problem| damaged(problem.to_owned()))?;
+                Ok(Self::Task(Box::new(task)))
+            }
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PayloadRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    data: Bytes,
+    #[prost(string, tag = "2")]
+    content_type: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ErrorRow {
+    #[prost(string, tag = "1")]
+    code: String,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, optional, tag = "3")]
+    details: Option<PayloadRow>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct AttemptRow {
+    #[prost(uint32, tag = "1")]
+    number: u32,
+    #[prost(string, tag = "2")]
+    worker_id: String,
+    #[prost(uint64, tag = "3")]
+    started_at: u64,
+    #[prost(uint64, tag = "4")]
+    ended_at: u64,
+    #[prost(message, optional, tag = "5")]
+    error: Option<ErrorRow>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct LeaseRow {
+    #[prost(uint64, tag = "1")]
+    lease: u64,
+    #[prost(string, tag = "2")]
+    worker_id: String,
+}
+
+/// The state, as a oneof: no arm set means ready.
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum StateRow {
+    #[prost(uint64, tag = "20")]
+    DelayedUntil(u64),
+    #[prost(message, tag = "21")]
+    Leased(LeaseRow),
+    #[prost(message, tag = "22")]
+    Succeeded(PayloadRow),
+    #[prost(message, tag = "23")]
+    Failed(ErrorRow),
+    #[prost(string, tag = "24")]
+    Cancelled(String),
+    /// 1 queue timeout, 2 deadline.
+    #[prost(uint32, tag = "25")]
+    Expired(u32),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OptionsRow {
+    #[prost(string, tag = "1")]
+    version: String,
+    #[prost(string, tag = "2")]
+    group: String,
+    #[prost(map = "string, string", tag = "3")]
+    labels: HashMap<String, String>,
+    #[prost(uint32, tag = "4")]
+    priority: u32,
+    #[prost(uint64, optional, tag = "5")]
+    run_at: Option<u64>,
+    #[prost(uint64, tag = "6")]
+    queue_timeout_ms: u64,
+    #[prost(uint64, tag = "7")]
+    run_timeout_ms: u64,
+    #[prost(uint64, tag = "8")]
+    deadline_ms: u64,
+    #[prost(uint32, tag = "9")]
+    max_attempts: u32,
+    #[prost(uint64, tag = "10")]
+    initial_backoff_ms: u64,
+    #[prost(uint64, tag = "11")]
+    max_backoff_ms: u64,
+    #[prost(string, tag = "12")]
+    idempotency_key: String,
+    #[prost(uint64, optional, tag = "13")]
+    retention_ms: Option<u64>,
+    #[prost(map = "string, string", tag = "14")]
+    metadata: HashMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TaskRow {
+    #[prost(string, tag = "1")]
+    method: String,
+    #[prost(message, optional, tag = "2")]
+    payload: Option<PayloadRow>,
+    #[prost(message, optional, tag = "3")]
+    options: Option<OptionsRow>,
+    #[prost(uint64, tag = "4")]
+    created_at: u64,
+    #[prost(uint64, tag = "5")]
+    changed_at: u64,
+    #[prost(uint64, tag = "6")]
+    since: u64,
+    #[prost(uint32, tag = "7")]
+    attempt: u32,
+    #[prost(message, repeated, tag = "8")]
+    attempts: Vec<AttemptRow>,
+    /// 0 is never.
+    #[prost(uint64, tag = "9")]
+    forget_at: u64,
+    #[prost(oneof = "StateRow", tags = "20, 21, 22, 23, 24, 25")]
+    state: Option<StateRow>,
+}
+
+impl From<&Payload> for PayloadRow {
+    fn from(payload: &Payload) -> Self {
+        Self { data: payload.data.clone(), content_type: payload.content_type.clone() }
+    }
+}
+
+impl From<PayloadRow> for Payload {
+    fn from(row: PayloadRow) -> Self {
+        Self { data: row.data, content_type: row.content_type }
+    }
+}
+
+impl From<&TaskError> for ErrorRow {
+    fn from(error: &TaskError) -> Self {
+        Self {
+            code: error.code.clone(),
+            message: error.message.clone(),
+            details: error.details.as_ref().map(PayloadRow::from),
+        }
+    }
+}
+
+impl From<ErrorRow> for TaskError {
+    fn from(row: ErrorRow) -> Self {
+        Self { code: row.code, message: row.message, details: row.details.map(Payload::from) }
+    }
+}
+
+impl From<&TaskOptions> for OptionsRow {
+    fn from(options: &TaskOptions) -> Self {
+        Self {
+            version: options.target.version.clone(),
+            group: options.target.group.clone(),
+            labels: options.target.labels.clone().into_iter().collect(),
+            priority: options.priority.into(),
+            run_at: options.run_at.map(|at| at.0),
+            queue_timeout_ms: options.queue_timeout_ms,
+            run_timeout_ms: options.run_timeout_ms,
+            deadline_ms: options.deadline_ms,
+            max_attempts: options.retry.max_attempts,
+            initial_backoff_ms: options.retry.initial_backoff_ms,
+            max_backoff_ms: options.retry.max_backoff_ms,
+            idempotency_key: options.idempotency_key.clone(),
+            retention_ms: options.retention_ms,
+            metadata: options.metadata.clone().into_iter().collect(),
+        }
+    }
+}
+
+impl From<OptionsRow> for TaskOptions {
+    fn from(row: OptionsRow) -> Self {
+        Self {
+            target: Target {
+                version: row.version,
+                group: row.group,
+                labels: row.labels.into_iter().collect(),
+            },
+            priority: row.priority.min(9) as u8,
+            run_at: row.run_at.map(Timestamp),
+            queue_timeout_ms: row.queue_timeout_ms,
+            run_timeout_ms: row.run_timeout_ms,
+            deadline_ms: row.deadline_ms,
+            retry: RetryPolicy {
+                max_attempts: row.max_attempts,
+                initial_backoff_ms: row.initial_backoff_ms,
+                max_backoff_ms: row.max_backoff_ms,
+            },
+            idempotency_key: row.idempotency_key,
+            // Only durable tasks have rows.
+            durability: Durability::Durable,
+            retention_ms: row.retention_ms,
+            metadata: row.metadata.into_iter().collect(),
+        }
+    }
+}
+
+impl From<&Task> for TaskRow {
+    fn from(task: &Task) -> Self {
+        let state = match &task.state {
+            State::Ready => None,
+            State::Delayed { until } => Some(StateRow::DelayedUntil(until.0)),
+            State::Leased { lease, worker_id } => {
+                Some(StateRow::Leased(LeaseRow { lease: *lease, worker_id: worker_id.to_string() }))
+            }
+            State::Ended(Outcome::Succeeded(payload)) => Some(StateRow::Succeeded(payload.into())),
+            State::Ended(Outcome::Failed(error)) => Some(StateRow::Failed(error.into())),
+            State::Ended(Outcome::Cancelled(reason)) => Some(StateRow::Cancelled(reason.clone())),
+            State::Ended(Outcome::Expired(ExpiredReason::QueueTimeout)) => Some(StateRow::Expired(1)),
+            State::Ended(Outcome::Expired(ExpiredReason::Deadline)) => Some(StateRow::Expired(2)),
+        };
+        let attempts = task.attempts.iter().map(|attempt| AttemptRow {
+            number: attempt.number,
+            worker_id: attempt.worker_id.to_string(),
+            started_at: attempt.started_at.0,
+            ended_at: attempt.ended_at.0,
+            error: Some((&attempt.error).into()),
+        });
+        Self {
+            method: task.method.to_string(),
+            payload: Some((&task.payload).into()),
+            options: Some(task.options.as_ref().into()),
+            created_at: task.created_at.0,
+            changed_at: task.changed_at.0,
+            since: task.since.0,
+            attempt: task.attempt,
+            attempts: attempts.collect(),
+            forget_at: if task.forget_at == Timestamp::NEVER { 0 } else { task.forget_at.0 },
+            state,
+        }
+    }
+}
+
+impl TaskRow {
+    fn into_task(self, id: TaskId) -> Result<Task, &'static str> {
+        let state = match self.state {
+            None => State::Ready,
+            Some(StateRow::DelayedUntil(until)) => State::Delayed { until: Timestamp(until) },
+            Some(StateRow::Leased(row)) => {
+                State::Leased { lease: row.lease, worker_id: Arc::from(row.worker_id) }
+            }
+            Some(StateRow::Succeeded(payload)) => State::Ended(Outcome::Succeeded(payload.into())),
+            Some(StateRow::Failed(error)) => State::Ended(Outcome::Failed(error.into())),
+            Some(StateRow::Cancelled(reason)) => State::Ended(Outcome::Cancelled(reason)),
+            Some(StateRow::Expired(1)) => State::Ended(Outcome::Expired(ExpiredReason::QueueTimeout)),
+            Some(StateRow::Expired(2)) => State::Ended(Outcome::Expired(ExpiredReason::Deadline)),
+            Some(StateRow::Expired(_)) => return Err("unknown kind of expiry"),
+        };
+        let attempts = self.attempts.into_iter().map(|row| Attempt {
+            number: row.number,
+            worker_id: Arc::from(row.worker_id),
+            started_at: Timestamp(row.started_at),
+            ended_at: Timestamp(row.ended_at),
+            error: row.error.map(TaskError::from).unwrap_or_default(),
+        });
+        Ok(Task {
+            id,
+            method: Arc::from(self.method),
+            payload: self.payload.map(Payload::from).unwrap_or_default(),
+            options: Arc::new(self.options.ok_or("no options")?.into()),
+            created_at: Timestamp(self.created_at),
+            since: Timestamp(self.since),
+            changed_at: Timestamp(self.changed_at),
+            state,
+            attempt: self.attempt,
+            attempts: attempts.collect(),
+            forget_at: if self.forget_at == 0 { Timestamp::NEVER } else { Timestamp(self.forget_at) },
+        })
+    }
+}

@@ -1,0 +1,150 @@
+//! From ready to leased: which worker gets which task.
+
+use super::effect::{Assign, EffectKind, Tell};
+use super::ledger::{Record, Slot};
+use super::{Output, Scheduler};
+use crate::clock::Timestamp;
+use crate::task::{State, Task};
+
+impl Scheduler {
+    /// Every path into "ready" ends here: the task goes to a worker at once or into its queue. `front`: it
+    /// came back and keeps its place.
+    pub(super) fn ready(&mut self, slot: Slot, front: bool, out: &mut Output) {
+        let route = self.lives[slot].route;
+        // With others waiting there is no credit (an invariant), so nobody is overtaken here.
+        if let Some(choice) = self.roster.choose(route) {
+            self.assign(slot, choice.pool, choice.version, out);
+            return;
+        }
+        let priority = self.ledger.task(slot).options.priority;
+        let queue = &mut self.roster.routes[route].queue;
+        let first = queue.is_empty();
+        if front {
+            queue.push_front(&mut self.lives, slot, priority);
+        } else {
+            self.lives[slot].ready_since = self.now;
+            queue.push_back(&mut self.lives, slot, priority);
+        }
+        if first {
+            self.roster.take_turns(route);
+        }
+        self.reschedule(slot);
+        if self.stopping {
+            self.turn_away(slot, out);
+        }
+    }
+
+    /// Takes the task out of its queue if it waits there.
+    pub(super) fn unqueue(&mut self, slot: Slot) {
+        let task = self.ledger.task(slot);
+        if matches!(task.state, State::Ready) {
+            let route = self.lives[slot].route;
+            self.roster.routes[route].queue.remove(&mut self.lives, slot, task.options.priority);
+        }
+    }
+
+    /// Gives a pool with new credit what waits for it.
+    pub(super) fn fill(&mut self, pool: usize, out: &mut Output) {
+        while let Some((route, version)) = self.roster.next_turn(pool) {
+            if let Some(slot) = self.roster.routes[route].queue.pop(&mut self.lives, self.limits.ageing_ms) {
+                self.assign(slot, pool, version, out);
+            }
+        }
+        self.relieve(pool, out);
+    }
+
+    /// An idle pool asks back what waits, unstarted, at the fullest of its peers.
+    fn relieve(&mut self, idle: usize, out: &mut Output) {
+        let Some((full, excess)) = self.roster.fullest_peer(idle) else { return };
+        let wanted = self.roster.pools[idle].credit().min(excess) as usize;
+        let session = &self.roster.sessions[self.roster.pools[full].session];
+        let Some(conn) = session.conn else { return };
+        let mut unstarted: Vec<(u64, Slot)> = session
+            .leases
+            .iter()
+            .map(|(lease, slot)| (*lease, *slot))
+            .filter(|(_, slot)| {
+                let live = &self.lives[*slot];
+                live.pool == Some(full) && !live.started && !live.recalled
+            })
+            .collect();
+        // The newest: the oldest are about to start.
+        unstarted.sort_unstable_by_key(|(lease, _)| std::cmp::Reverse(*lease));
+        for (lease, slot) in unstarted.into_iter().take(wanted) {
+            self.lives[slot].recalled = true;
+            out.now(EffectKind::Tell(conn, Tell::Recall(lease)));
+        }
+    }
+
+    /// Gives the queues of these routes to whoever has credit: after workers joined, left or changed.
+    pub(super) fn serve(&mut self, routes: &[usize], out: &mut Output) {
+        for route in routes {
+            while !self.roster.routes[*route].queue.is_empty() {
+                let Some(choice) = self.roster.choose(*route) else { break };
+                let queue = &mut self.roster.routes[*route].queue;
+                if let Some(slot) = queue.pop(&mut self.lives, self.limits.ageing_ms) {
+                    self.assign(slot, choice.pool, choice.version, out);
+                }
+            }
+        }
+    }
+
+    fn assign(&mut self, slot: Slot, pool: usize, version: std::sync::Arc<str>, out: &mut Output) {
+        let session_key = self.roster.pools[pool].session;
+        let session = &mut self.roster.sessions[session_key];
+        let Some(conn) = session.conn else { return };
+        let lease = self.ledger.new_lease(self.now, &mut out.rows);
+        session.leases.insert(lease, slot);
+        session.digest ^= lease;
+        session.changes += 1;
+        let (worker_id, started) = (session.worker_id.clone(), session.hello.starts_on_receipt);
+        self.roster.load(pool);
+        self.commit(Record::Leased { slot, lease, worker_id }, out);
+        let live = &mut self.lives[slot];
+        live.pool = Some(pool);
+        live.started = started;
+        live.recalled = false;
+        self.reschedule(slot);
+        let task = self.ledger.task(slot);
+        let assign = Assign {
+            id: task.id,
+            lease,
+            attempt: task.attempt,
+            method: task.method.clone(),
+            version,
+            payload: task.payload.clone(),
+            deadline: attempt_deadline(task),
+            options: task.options.clone(),
+            pool: self.roster.pools[pool].name.clone(),
+        };
+        // Not gated: work that was never acknowledged may be lost, and a lost attempt is tried again.
+        out.now(EffectKind::Assign(conn, Box::new(assign)));
+        self.changed(slot, out);
+    }
+
+    /// Ends the lease of a leased task on all sides but the ledger's. What becomes of the task is the
+    /// caller's next step.
+    pub(super) fn detach(&mut self, slot: Slot) {
+        let State::Leased { lease, .. } = self.ledger.task(slot).state else { return };
+        let live = &mut self.lives[slot];
+        live.started = false;
+        live.recalled = false;
+        self.orphans.remove(&lease);
+        if let Some(pool) = live.pool.take() {
+            let session = &mut self.roster.sessions[self.roster.pools[pool].session];
+            session.leases.remove(&lease);
+            session.digest ^= lease;
+            session.changes += 1;
+            self.roster.unload(pool);
+        }
+    }
+}
+
+/// When the running attempt will be stopped.
+fn attempt_deadline(task: &Task) -> Timestamp {
+    let run = match task.options.run_timeout_ms {
+        0 => Timestamp::NEVER,
+        ms => task.changed_at + ms,
+    };
+    run.min(task.deadline())
+}

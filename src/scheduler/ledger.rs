@@ -1,0 +1,242 @@
+//! The durable facts. They change only inside [`Ledger::commit`], which applies a record and writes down
+//! which stored rows it changes, in one motion. What a restart restores is exactly what `commit` wrote.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+use slab::Slab;
+
+use super::command::WorkerId;
+use crate::clock::Timestamp;
+use crate::row::{Row, RowChange, RowKey};
+use crate::task::{ATTEMPTS_KEPT, Attempt, Outcome, State, StateName, Task, TaskId};
+
+/// Where a task lies in the ledger. Valid until the task is forgotten.
+pub(crate) type Slot = usize;
+
+/// Leases are reserved in the store this many at a time, so that a restart never hands out one again and
+/// ephemeral work pays nothing for it.
+const LEASES_RESERVED_AT_ONCE: u64 = 1 << 20;
+
+/// Something that became true.
+#[derive(Debug)]
+pub(crate) enum Record {
+    /// A task was accepted. Its state is `Delayed` or `Ready`.
+    Submitted(Box<Task>),
+    /// A worker holds it.
+    Leased { slot: Slot, lease: u64, worker_id: WorkerId },
+    /// It came back without having been tried.
+    Requeued { slot: Slot },
+    /// An attempt failed; the next one follows at `until`.
+    Retrying { slot: Slot, error: Attempt, until: Timestamp },
+    /// Its time has come.
+    Woken { slot: Slot },
+    /// It is over.
+    Ended { slot: Slot, outcome: Outcome, error: Option<Attempt>, forget_at: Timestamp },
+    /// Its outcome was withdrawn; it starts anew.
+    Withdrawn { slot: Slot },
+    /// It is known no longer.
+    Forgotten { slot: Slot },
+    /// Leases below this may have been handed out.
+    LeasesReserved { below: u64 },
+}
+
+/// Everything that must survive.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    tasks: Slab<Task>,
+    /// Ids are made by the server, so a fixed hash seed cannot be attacked, and iteration never matters.
+    index: HashMap<TaskId, Slot, FixedState>,
+    /// Idempotency keys, by method and key.
+    keys: HashMap<(Arc<str>, String), Slot>,
+    next_lease: u64,
+    leases_reserved: u64,
+    bytes: usize,
+    counts: [u64; 7],
+}
+
+impl Ledger {
+    pub(crate) fn task(&self, slot: Slot) -> &Task {
+        &self.tasks[slot]
+    }
+
+    pub(crate) fn slot_of(&self, id: TaskId) -> Option<Slot> {
+        self.index.get(&id).copied()
+    }
+
+    pub(crate) fn slot_of_key(&self, method: &str, key: &str) -> Option<Slot> {
+        // Tuples of owned strings cannot be looked up by parts; keys are rare enough to pay for it.
+        self.keys.get(&(Arc::from(method), key.to_owned())).copied()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Payloads and outcomes of all tasks.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Tasks in each state, in the order of `StateName::ALL`.
+    pub(crate) fn counts(&self) -> [u64; 7] {
+        self.counts
+    }
+
+    /// Tasks in one state.
+    pub(crate) fn count(&self, state: StateName) -> u64 {
+        self.counts.get(state as usize).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Slot, &Task)> {
+        self.tasks.iter()
+    }
+
+    /// A lease that was never handed out. The reservation that makes this hold across restarts goes to
+    /// `rows` when a new block begins.
+    pub(crate) fn new_lease(&mut self, now: Timestamp, rows: &mut Vec<RowChange>) -> u64 {
+        if self.next_lease >= self.leases_reserved {
+            let below = self.next_lease.max(1) + LEASES_RESERVED_AT_ONCE;
+            self.commit(now, Record::LeasesReserved { below }, rows);
+        }
+        self.next_lease = self.next_lease.max(1);
+        let lease = self.next_lease;
+        self.next_lease += 1;
+        lease
+    }
+
+    /// Applies `record` and appends the rows it changes. Returns the slot of the task it is about (0 when
+    /// it is about none).
+    pub(crate) fn commit(&mut self, now: Timestamp, record: Record, rows: &mut Vec<RowChange>) -> Slot {
+        match record {
+            Record::Submitted(task) => self.submitted(*task, rows),
+            Record::Leased { slot, lease, worker_id } => self.change(now, slot, rows, |task| {
+                task.attempt += 1;
+                task.state = State::Leased { lease, worker_id };
+            }),
+            Record::Requeued { slot } => self.change(now, slot, rows, |task| {
+                task.attempt = task.attempt.saturating_sub(1);
+                task.state = State::Ready;
+            }),
+            Record::Retrying { slot, error, until } => self.change(now, slot, rows, |task| {
+                keep_attempt(task, error);
+                task.state = State::Delayed { until };
+            }),
+            Record::Woken { slot } => self.change(now, slot, rows, |task| task.state = State::Ready),
+            Record::Ended { slot, outcome, error, forget_at } => self.change(now, slot, rows, |task| {
+                if let Some(error) = error {
+                    keep_attempt(task, error);
+                }
+                task.state = State::Ended(outcome);
+                task.forget_at = forget_at;
+            }),
+            Record::Withdrawn { slot } => self.change(now, slot, rows, |task| {
+                task.state = State::Ready;
+                task.attempt = 0;
+                task.since = now;
+                task.forget_at = Timestamp::NEVER;
+            }),
+            Record::Forgotten { slot } => self.forgotten(slot, rows),
+            Record::LeasesReserved { below } => {
+                self.leases_reserved = below;
+                rows.push(RowChange::Put(RowKey::LeasesReserved, Row::LeasesReserved(below).encode()));
+                0
+            }
+        }
+    }
+
+    /// Puts a stored row back; rows may come in any order. Used at start-up only.
+    pub(crate) fn restore(&mut self, row: Row) {
+        match row {
+            Row::Task(task) => {
+                self.submitted(*task, &mut Vec::new());
+            }
+            Row::LeasesReserved(below) => {
+                // All of the reserved block may have been handed out.
+                self.leases_reserved = below;
+                self.next_lease = below;
+            }
+        }
+    }
+
+    /// The durable facts as rows, sorted by key: two ledgers are equal when these are.
+    pub(crate) fn rows(&self) -> Vec<(RowKey, Row)> {
+        let mut rows: Vec<_> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.is_durable())
+            .map(|(_, task)| (RowKey::Task(task.id), Row::Task(Box::new(task.clone()))))
+            .collect();
+        if self.leases_reserved > 0 {
+            rows.push((RowKey::LeasesReserved, Row::LeasesReserved(self.leases_reserved)));
+        }
+        rows.sort_by_key(|(key, _)| *key);
+        rows
+    }
+
+    fn submitted(&mut self, task: Task, rows: &mut Vec<RowChange>) -> Slot {
+        self.bytes += task.size();
+        self.add_to_count(task.state.name(), 1);
+        if task.is_durable() {
+            rows.push(RowChange::Put(RowKey::Task(task.id), Row::encode_task(&task)));
+        }
+        let key = (!task.options.idempotency_key.is_empty())
+            .then(|| (Arc::clone(&task.method), task.options.idempotency_key.clone()));
+        let id = task.id;
+        let slot = self.tasks.insert(task);
+        self.index.insert(id, slot);
+        if let Some(key) = key {
+            self.keys.insert(key, slot);
+        }
+        slot
+    }
+
+    fn change(
+        &mut self,
+        now: Timestamp,
+        slot: Slot,
+        rows: &mut Vec<RowChange>,
+        apply: impl FnOnce(&mut Task),
+    ) -> Slot {
+        let task = &mut self.tasks[slot];
+        let (before, size) = (task.state.name(), task.size());
+        apply(task);
+        task.changed_at = now;
+        let (after, new_size, durable) = (task.state.name(), task.size(), task.is_durable());
+        if durable {
+            rows.push(RowChange::Put(RowKey::Task(task.id), Row::encode_task(task)));
+        }
+        self.bytes = self.bytes + new_size - size;
+        self.add_to_count(before, -1);
+        self.add_to_count(after, 1);
+        slot
+    }
+
+    fn forgotten(&mut self, slot: Slot, rows: &mut Vec<RowChange>) -> Slot {
+        let task = self.tasks.remove(slot);
+        self.index.remove(&task.id);
+        if !task.options.idempotency_key.is_empty() {
+            self.keys.remove(&(Arc::clone(&task.method), task.options.idempotency_key.clone()));
+        }
+        self.bytes -= task.size();
+        self.add_to_count(task.state.name(), -1);
+        if task.is_durable() {
+            rows.push(RowChange::Delete(RowKey::Task(task.id)));
+        }
+        slot
+    }
+
+    fn add_to_count(&mut self, state: StateName, by: i64) {
+        if let Some(count) = self.counts.get_mut(state as usize) {
+            *count = count.wrapping_add_signed(by);
+        }
+    }
+}
+
+fn keep_attempt(task: &mut Task, error: Attempt) {
+    if task.attempts.len() == ATTEMPTS_KEPT {
+        task.attempts.remove(0);
+    }
+    task.attempts.push(error);
+}

@@ -1,0 +1,525 @@
+//! A task's life: accepted, delayed, tried, tried again, ended, forgotten.
+
+use std::sync::Arc;
+
+use super::command::Waiter;
+use super::deadlines::Due;
+use super::effect::{Accepted, EffectKind, Reply, Tell};
+use super::ledger::{Record, Slot};
+use super::live::Live;
+use super::{Output, Scheduler};
+use crate::clock::Timestamp;
+use crate::error::{Error, Reason, Result};
+use crate::task::{
+    Attempt, ExpiredReason, NewTask, Outcome, State, StateName, Task, TaskError, TaskId, TaskOptions,
+    check_method_name,
+};
+
+/// Longest texts kept; longer ones are cut.
+const MESSAGE_BYTES: usize = 16 << 10;
+const REASON_BYTES: usize = 1 << 10;
+/// Bounds of options.
+const KEY_BYTES: usize = 256;
+const METADATA_ENTRIES: usize = 32;
+const METADATA_BYTES: usize = 4 << 10;
+const MAX_ATTEMPTS: u32 = 1_000;
+const DAY_MS: u64 = 86_400_000;
+
+impl Scheduler {
+    // --- accepted ---------------------------------------------------------------------------------
+
+    pub(super) fn call(&mut self, task: NewTask, waiter: Waiter, out: &mut Output) {
+        match self.accept(task, true, out) {
+            Ok((slot, _)) => self.wait_for(slot, waiter, out),
+            Err(error) => out.refuse(waiter, error),
+        }
+    }
+
+    pub(super) fn submit(&mut self, tasks: Vec<NewTask>, waiter: Waiter, out: &mut Output) {
+        let max = self.limits.submit_tasks;
+        if tasks.is_empty() || tasks.len() > max {
+            let message = format!("tasks: {} given; hand in 1 to {max} at once", tasks.len());
+            return out.refuse(waiter, Error::new(Reason::TooManyItems, message));
+        }
+        let mut gated = false;
+        let results = tasks
+            .into_iter()
+            .map(|task| {
+                let (slot, attached) = self.accept(task, false, out)?;
+                let task = self.ledger.task(slot);
+                gated |= task.is_durable();
+                Ok(Accepted { id: task.id, attached })
+            })
+            .collect();
+        out.tell(gated, EffectKind::Reply(waiter, Reply::Submitted(results)));
+    }
+
+    /// Takes a task, or finds the one that stands for it already.
+    fn accept(&mut self, new: NewTask, of_caller: bool, out: &mut Output) -> Result<(Slot, bool)> {
+        if self.stopping {
+            return Err(Error::new(Reason::ShuttingDown, "the server is stopping; try another or come back"));
+        }
+        self.check_new(&new)?;
+        if !new.options.idempotency_key.is_empty()
+            && let Some(slot) = self.find_same(&new)?
+        {
+            if !of_caller {
+                self.lives[slot].of_caller = false;
+            }
+            return Ok((slot, true));
+        }
+        let route = self.route_of(&new)?;
+        if let Err(error) = self.check_room(&new, route) {
+            self.roster.drop_route_if_unused(route);
+            return Err(error);
+        }
+        let delayed = new.options.run_at.filter(|at| *at > self.now);
+        let task = Task {
+            id: new.id,
+            method: Arc::clone(&self.roster.routes[route].method),
+            payload: new.payload,
+            options: new.options,
+            created_at: self.now,
+            since: self.now,
+            changed_at: self.now,
+            state: delayed.map_or(State::Ready, |until| State::Delayed { until }),
+            attempt: 0,
+            attempts: Vec::new(),
+            forget_at: Timestamp::NEVER,
+        };
+        let slot = self.commit(Record::Submitted(Box::new(task)), out);
+        let live = self.lives.insert(Live::new(route, of_caller, self.now));
+        debug_assert_eq!(live, slot, "the slabs run in step");
+        self.by_age.push_back(&mut self.lives, slot);
+        self.roster.routes[route].tasks += 1;
+        self.totals.submitted += 1;
+        self.changed(slot, out);
+        if delayed.is_some() {
+            self.reschedule(slot);
+        } else {
+            self.ready(slot, false, out);
+        }
+        Ok((slot, false))
+    }
+
+    fn check_new(&self, new: &NewTask) -> Result<()> {
+        let size = new.payload.size();
+        if size > self.limits.payload_bytes {
+            return Err(too_large("payload", size, self.limits.payload_bytes));
+        }
+        if self.ledger.slot_of(new.id).is_some() {
+            return Err(Error::invalid("task_id", format_args!("{} is taken", new.id)));
+        }
+        // Most calls share one default set of options, which needs no check.
+        if !Arc::ptr_eq(&new.options, &TaskOptions::shared_call()) {
+            self.check_options(&new.options)?;
+        }
+        Ok(())
+    }
+
+    fn check_options(&self, options: &TaskOptions) -> Result<()> {
+        let at_most = |field: &str, value: u64, max: u64| {
+            if value > max {
+                return Err(Error::invalid(field, format_args!("is {value}; at most {max}")));
+            }
+            Ok(())
+        };
+        options.target.range()?;
+        at_most("options.priority", options.priority.into(), 9)?;
+        if let Some(run_at) = options.run_at {
+            at_most("options.run_at (ms from now)", run_at.since(self.now), 366 * DAY_MS)?;
+        }
+        at_most("options.queue_timeout_ms", options.queue_timeout_ms, 366 * DAY_MS)?;
+        at_most("options.run_timeout_ms", options.run_timeout_ms, 366 * DAY_MS)?;
+        at_most("options.deadline_ms", options.deadline_ms, 366 * DAY_MS)?;
+        at_most("options.retry.max_attempts", options.retry.max_attempts.into(), MAX_ATTEMPTS.into())?;
+        at_most("options.retry.initial_backoff_ms", options.retry.initial_backoff_ms, DAY_MS)?;
+        at_most("options.retry.max_backoff_ms", options.retry.max_backoff_ms, DAY_MS)?;
+        at_most("options.idempotency_key (bytes)", options.idempotency_key.len() as u64, KEY_BYTES as u64)?;
+        at_most("options.retention_ms", options.retention_ms.unwrap_or(0), 30 * DAY_MS)?;
+        at_most("options.metadata (entries)", options.metadata.len() as u64, METADATA_ENTRIES as u64)?;
+        let metadata: usize = options.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+        at_most("options.metadata (bytes)", metadata as u64, METADATA_BYTES as u64)?;
+        at_most("options.target.labels", options.target.labels.len() as u64, self.limits.labels as u64)?;
+        let target: usize = options.target.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let target = target + options.target.group.len() + options.target.version.len();
+        at_most("options.target (bytes)", target as u64, METADATA_BYTES as u64)
+    }
+
+    /// The task that the idempotency key stands for, if it is the same call.
+    fn find_same(&self, new: &NewTask) -> Result<Option<Slot>> {
+        let key = &new.options.idempotency_key;
+        let Some(slot) = self.ledger.slot_of_key(&new.method, key) else { return Ok(None) };
+        let task = self.ledger.task(slot);
+        if task.payload == new.payload {
+            return Ok(Some(slot));
+        }
+        Err(Error::new(
+            Reason::IdempotencyConflict,
+            format!("idempotency key {key:?} stands for task {} with another payload; use a new key", task.id),
+        ))
+    }
+
+    fn route_of(&mut self, new: &NewTask) -> Result<usize> {
+        let target = &new.options.target;
+        let plain = target.version.is_empty() && target.group.is_empty() && target.labels.is_empty();
+        let known = if plain {
+            self.roster.plain_route(&new.method)
+        } else {
+            self.roster.find_route(&new.method, target)
+        };
+        if let Some(route) = known {
+            return Ok(route);
+        }
+        check_method_name(&new.method)?;
+        if self.roster.routes.len() >= self.limits.queues {
+            let message = format!("the server has {} queues, its limit (limits.queues)", self.limits.queues);
+            return Err(Error::new(Reason::ServerFull, message));
+        }
+        Ok(self.roster.add_route(&new.method, target))
+    }
+
+    fn check_room(&mut self, new: &NewTask, route: usize) -> Result<()> {
+        if new.only_if_served && !self.roster.is_served(route) {
+            let message = format!("no live worker serves {:?} as asked for", new.method);
+            return Err(Error::new(Reason::MethodNotServed, message));
+        }
+        let queued = self.roster.routes[route].queue.len();
+        if queued >= self.limits.queue_tasks {
+            let message = format!("{queued} tasks wait for {:?}, the limit (limits.queue_tasks)", new.method);
+            return Err(Error::new(Reason::QueueFull, message));
+        }
+        if self.ledger.len() >= self.limits.tasks {
+            let message = format!("the server knows {} tasks, its limit (limits.tasks)", self.ledger.len());
+            return Err(Error::new(Reason::ServerFull, message));
+        }
+        let bytes = self.ledger.bytes() + new.payload.size();
+        if bytes > self.limits.total_bytes {
+            let message = format!(
+                "payloads and outcomes would take {bytes} bytes, over the limit of {} (limits.total_bytes)",
+                self.limits.total_bytes
+            );
+            return Err(Error::new(Reason::ServerFull, message));
+        }
+        Ok(())
+    }
+
+    // --- waited for -------------------------------------------------------------------------------
+
+    fn wait_for(&mut self, slot: Slot, waiter: Waiter, out: &mut Output) {
+        let task = self.ledger.task(slot);
+        if let Some(outcome) = task.state.outcome() {
+            let (id, outcome, gated) = (task.id, outcome.clone(), task.is_durable());
+            return out.tell(gated, EffectKind::Reply(waiter, Reply::Ended(id, outcome)));
+        }
+        let max = self.limits.waiters_per_task;
+        if self.lives[slot].waiters.len() >= max {
+            let message = format!("{max} callers wait for task {} already (limits.waiters_per_task)", task.id);
+            return out.refuse(waiter, Error::new(Reason::ServerFull, message));
+        }
+        self.lives[slot].waiters.push(waiter);
+    }
+
+    pub(super) fn await_end(&mut self, id: TaskId, waiter: Waiter, out: &mut Output) {
+        match self.slot_of(id) {
+            Ok(slot) => self.wait_for(slot, waiter, out),
+            Err(error) => out.refuse(waiter, error),
+        }
+    }
+
+    pub(super) fn abandon(&mut self, id: TaskId, waiter: Waiter, cancel: bool, out: &mut Output) {
+        let Some(slot) = self.ledger.slot_of(id) else { return };
+        let live = &mut self.lives[slot];
+        live.waiters.retain(|other| *other != waiter);
+        let nobody_else = live.waiters.is_empty() && live.of_caller;
+        let task = self.ledger.task(slot);
+        if task.state.outcome().is_none() && (cancel || (nobody_else && !task.is_durable())) {
+            self.end(slot, Outcome::Cancelled("the caller went away".to_owned()), None, out);
+        }
+    }
+
+    /// While the server stops, whoever waits for work that will not begin any more is told at once.
+    pub(super) fn turn_away(&mut self, slot: Slot, out: &mut Output) {
+        let error = || {
+            Error::new(Reason::ShuttingDown, "the server is stopping and no worker has begun; try another or come back")
+        };
+        for waiter in std::mem::take(&mut self.lives[slot].waiters) {
+            out.refuse(waiter, error());
+        }
+        if self.lives[slot].of_caller && !self.ledger.task(slot).is_durable() {
+            self.end(slot, Outcome::Cancelled("the server was stopping".to_owned()), None, out);
+        }
+    }
+
+    // --- ended ------------------------------------------------------------------------------------
+
+    /// The one way to an outcome. Frees what the task holds, tells everyone, arranges its retention.
+    pub(super) fn end(&mut self, slot: Slot, outcome: Outcome, error: Option<Attempt>, out: &mut Output) {
+        let reason = match &outcome {
+            Outcome::Cancelled(reason) => Some(reason.clone()),
+            Outcome::Expired(_) => Some("the task's deadline has passed".to_owned()),
+            Outcome::Succeeded(_) | Outcome::Failed(_) => None,
+        };
+        if let Some(reason) = reason {
+            self.stop_running(slot, reason, out);
+        }
+        self.unqueue(slot);
+        self.detach(slot);
+        match &outcome {
+            Outcome::Succeeded(_) => self.totals.finished += 1,
+            Outcome::Failed(_) => self.totals.failed += 1,
+            Outcome::Cancelled(_) => self.totals.cancelled += 1,
+            Outcome::Expired(_) => self.totals.expired += 1,
+        }
+        let task = self.ledger.task(slot);
+        let (id, gated, of_caller) = (task.id, task.is_durable(), self.lives[slot].of_caller);
+        // Calls all have the same short retention, so a list in order of ending serves them, not the deadlines.
+        let answered = of_caller
+            && !gated
+            && task.options.retention_ms.is_none()
+            && task.options.idempotency_key.is_empty();
+        let default = if of_caller { self.limits.answered_retention_ms } else { self.limits.retention_ms };
+        let forget_at = self.now + task.options.retention_ms.unwrap_or(default);
+        for waiter in std::mem::take(&mut self.lives[slot].waiters) {
+            out.tell(gated, EffectKind::Reply(waiter, Reply::Ended(id, outcome.clone())));
+        }
+        self.commit(Record::Ended { slot, outcome, error, forget_at }, out);
+        self.changed(slot, out);
+        if answered {
+            self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, Timestamp::NEVER);
+            self.keep_answered(slot, out);
+        } else {
+            self.reschedule(slot);
+        }
+    }
+
+    fn keep_answered(&mut self, slot: Slot, out: &mut Output) {
+        self.answered_bytes += self.ledger.task(slot).size();
+        self.answered.push_back(&mut self.lives, slot);
+        self.lives[slot].answered = true;
+        let over = |scheduler: &Self| {
+            scheduler.answered.len() > scheduler.limits.answered_tasks
+                || scheduler.answered_bytes > scheduler.limits.answered_bytes
+        };
+        // The newest stays even when it alone is over: whoever ended it is not done with it yet.
+        while self.answered.len() > 1 && over(self) {
+            let Some(oldest) = self.answered.head() else { break };
+            self.forget(oldest, out);
+        }
+    }
+
+    fn leave_answered(&mut self, slot: Slot) {
+        if std::mem::take(&mut self.lives[slot].answered) {
+            self.answered.remove(&mut self.lives, slot);
+            self.answered_bytes -= self.ledger.task(slot).size();
+        }
+    }
+
+    pub(super) fn forget(&mut self, slot: Slot, out: &mut Output) {
+        self.leave_answered(slot);
+        self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, Timestamp::NEVER);
+        self.by_age.remove(&mut self.lives, slot);
+        let live = self.lives.remove(slot);
+        self.commit(Record::Forgotten { slot }, out);
+        let route = &mut self.roster.routes[live.route];
+        route.tasks -= 1;
+        if route.tasks == 0 {
+            self.roster.drop_route_if_unused(live.route);
+        }
+    }
+
+    /// Tells the worker that runs the task to stop.
+    fn stop_running(&mut self, slot: Slot, reason: String, out: &mut Output) {
+        let State::Leased { lease, .. } = self.ledger.task(slot).state else { return };
+        let conn = self.lives[slot]
+            .pool
+            .and_then(|pool| self.roster.sessions[self.roster.pools[pool].session].conn);
+        if let Some(conn) = conn {
+            out.now(EffectKind::Tell(conn, Tell::Cancel(lease, reason)));
+        }
+    }
+
+    // --- tried ------------------------------------------------------------------------------------
+
+    /// The running attempt failed: try again as the policy and the worker say, or end.
+    pub(super) fn fail(
+        &mut self,
+        slot: Slot,
+        mut error: TaskError,
+        retryable: Option<bool>,
+        retry_after_ms: u64,
+        out: &mut Output,
+    ) {
+        cut(&mut error.message, MESSAGE_BYTES);
+        let task = self.ledger.task(slot);
+        let State::Leased { worker_id, .. } = &task.state else { return };
+        let attempt = Attempt {
+            number: task.attempt,
+            worker_id: Arc::clone(worker_id),
+            started_at: task.changed_at,
+            ended_at: self.now,
+            error: error.clone(),
+        };
+        let policy = task.options.retry;
+        if retryable == Some(false) || task.attempt >= policy.max_attempts {
+            return self.end(slot, Outcome::Failed(error), Some(attempt), out);
+        }
+        let wait = match retry_after_ms {
+            // The low bits of a v7 id are random: a jitter seed that needs no other source.
+            0 => policy.backoff_ms(task.attempt, task.id.0.as_u128() as u64 ^ self.epoch),
+            ms => ms.min(DAY_MS),
+        };
+        let until = self.now + wait;
+        self.detach(slot);
+        self.totals.retried += 1;
+        self.commit(Record::Retrying { slot, error: attempt, until }, out);
+        if let Some(talk) = &mut self.lives[slot].talk {
+            talk.progress = None;
+        }
+        self.changed(slot, out);
+        self.reschedule(slot);
+        if self.stopping {
+            self.turn_away(slot, out);
+        }
+    }
+
+    /// The task comes back untried and keeps its place.
+    pub(super) fn requeue(&mut self, slot: Slot, out: &mut Output) {
+        self.detach(slot);
+        self.commit(Record::Requeued { slot }, out);
+        self.changed(slot, out);
+        self.ready(slot, true, out);
+    }
+
+    /// Its worker is lost: what had started counts as a failed attempt, what had not comes back.
+    pub(super) fn lose(&mut self, slot: Slot, why: &str, out: &mut Output) {
+        if self.lives[slot].started {
+            self.fail(slot, TaskError::new(TaskError::WORKER_LOST, why), None, 0, out);
+        } else {
+            self.requeue(slot, out);
+        }
+    }
+
+    // --- by time ----------------------------------------------------------------------------------
+
+    pub(super) fn task_due(&mut self, slot: Slot, out: &mut Output) {
+        self.lives[slot].due = Timestamp::NEVER;
+        let task = self.ledger.task(slot);
+        if let State::Ended(_) = task.state {
+            return self.forget(slot, out);
+        }
+        if task.deadline() <= self.now {
+            return self.end(slot, Outcome::Expired(ExpiredReason::Deadline), None, out);
+        }
+        match task.state {
+            State::Delayed { until } if until <= self.now => {
+                self.commit(Record::Woken { slot }, out);
+                self.changed(slot, out);
+                self.ready(slot, false, out);
+            }
+            State::Ready => self.end(slot, Outcome::Expired(ExpiredReason::QueueTimeout), None, out),
+            State::Leased { .. } => self.leased_due(slot, out),
+            State::Delayed { .. } | State::Ended(_) => self.reschedule(slot),
+        }
+    }
+
+    fn leased_due(&mut self, slot: Slot, out: &mut Output) {
+        let task = self.ledger.task(slot);
+        let ran = self.now.since(task.changed_at);
+        let limit = task.options.run_timeout_ms;
+        if limit > 0 && ran >= limit {
+            let message = format!("ran for {ran} ms; its run timeout is {limit} ms");
+            self.stop_running(slot, message.clone(), out);
+            self.fail(slot, TaskError::new(TaskError::RUN_TIMEOUT, message), None, 0, out);
+        } else if self.lives[slot].pool.is_none() {
+            // Restored, and its worker has not come back in time.
+            let message = "its worker did not come back after the server's restart";
+            self.fail(slot, TaskError::new(TaskError::WORKER_LOST, message), None, 0, out);
+        } else {
+            self.reschedule(slot);
+        }
+    }
+
+    /// After a restart, leased tasks wait one resume grace for their workers.
+    pub(super) fn expect_lost_workers(&mut self) {
+        let leased: Vec<Slot> = self
+            .ledger
+            .iter()
+            .filter(|(_, task)| task.state.name() == StateName::Leased)
+            .map(|(slot, _)| slot)
+            .collect();
+        let grace = self.now + self.limits.resume_ms.max(self.limits.lease_ms);
+        for slot in leased {
+            if let State::Leased { lease, .. } = self.ledger.task(slot).state {
+                self.orphans.insert(lease, slot);
+            }
+            let at = grace.min(self.lives[slot].due);
+            self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, at);
+        }
+    }
+
+    // --- by callers -------------------------------------------------------------------------------
+
+    pub(super) fn cancel(&mut self, id: TaskId, mut reason: String, waiter: Waiter, out: &mut Output) {
+        let slot = match self.slot_of(id) {
+            Ok(slot) => slot,
+            Err(error) => return out.refuse(waiter, error),
+        };
+        cut(&mut reason, REASON_BYTES);
+        match &self.ledger.task(slot).state {
+            State::Ended(Outcome::Cancelled(_)) => {}
+            State::Ended(_) => {
+                let state = self.ledger.task(slot).state.name().as_str();
+                let message = format!("task {id} has ended already: {state}");
+                return out.refuse(waiter, Error::new(Reason::TaskEnded, message));
+            }
+            _ => self.end(slot, Outcome::Cancelled(reason), None, out),
+        }
+        self.reply_task(slot, waiter, out);
+    }
+
+    pub(super) fn retry(&mut self, id: TaskId, waiter: Waiter, out: &mut Output) {
+        let slot = match self.slot_of(id) {
+            Ok(slot) => slot,
+            Err(error) => return out.refuse(waiter, error),
+        };
+        let task = self.ledger.task(slot);
+        if task.state.outcome().is_none() {
+            let message = format!("task {id} has not ended: it is {}", task.state.name().as_str());
+            return out.refuse(waiter, Error::new(Reason::TaskNotEnded, message));
+        }
+        if self.stopping {
+            return out.refuse(waiter, Error::new(Reason::ShuttingDown, "the server is stopping"));
+        }
+        self.leave_answered(slot);
+        self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, Timestamp::NEVER);
+        // Whoever called first has had the answer; this life belongs to nobody's connection.
+        self.lives[slot].of_caller = false;
+        if let Some(talk) = &mut self.lives[slot].talk {
+            talk.progress = None;
+        }
+        self.commit(Record::Withdrawn { slot }, out);
+        self.changed(slot, out);
+        self.ready(slot, false, out);
+        self.reply_task(slot, waiter, out);
+    }
+
+    fn reply_task(&mut self, slot: Slot, waiter: Waiter, out: &mut Output) {
+        let view = self.view(slot);
+        let gated = self.ledger.task(slot).is_durable();
+        out.tell(gated, EffectKind::Reply(waiter, Reply::Task(Box::new(view))));
+    }
+}
+
+/// A payload over the limit.
+pub(super) fn too_large(what: &str, size: usize, max: usize) -> Error {
+    let message = format!("{what}: {size} bytes; at most {max} (limits.payload_bytes)");
+    Error::new(Reason::PayloadTooLarge, message)
+}
+
+/// Cuts a text to at most `max` bytes, at a character's edge.
+pub(super) fn cut(text: &mut String, max: usize) {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max));
+    }
+}

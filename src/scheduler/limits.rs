@@ -1,0 +1,106 @@
+//! A limit for everything that can grow. At a limit the request is refused with a reason; nothing stalls.
+
+use serde::Deserialize;
+
+/// All limits and periods of the scheduler, with their defaults. The unit is in the name.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Largest payload, result or chunk.
+    pub payload_bytes: usize,
+    /// Tasks known at once, ended ones included. At the limit: `server_full`.
+    pub tasks: usize,
+    /// Payloads and outcomes of all tasks together. At the limit: `server_full`.
+    pub total_bytes: usize,
+    /// Tasks that wait for workers in one queue. At the limit: `queue_full`.
+    pub queue_tasks: usize,
+    /// Distinct queues (method and target). At the limit: `server_full`.
+    pub queues: usize,
+    /// Tasks in one Submit. Over it: `too_many_items`.
+    pub submit_tasks: usize,
+    /// Calls in flight on one pipe. Over it: `too_many_in_flight`.
+    pub pipe_calls: usize,
+    /// Callers that wait for one task. Over it: `server_full`.
+    pub waiters_per_task: usize,
+    /// Watch streams. Over it: `too_many_watchers`.
+    pub watchers: usize,
+    /// Tasks named in one Watch. Over it: `too_many_items`.
+    pub watch_tasks: usize,
+    /// Events one watcher may leave unread. Beyond, its stream ends with `slow_reader`.
+    pub watch_backlog: usize,
+    /// Recent events kept so that a filter Watch can go on from its cursor.
+    pub events_kept: usize,
+    /// Chunks kept of one task; older ones are dropped.
+    pub chunks_per_task: usize,
+    /// Bytes of chunks kept of one task; older ones are dropped.
+    pub chunk_bytes_per_task: usize,
+    /// Ended calls whose caller got the outcome, kept for people to look at. The oldest is forgotten.
+    pub answered_tasks: usize,
+    /// Bytes of those. The oldest is forgotten.
+    pub answered_bytes: usize,
+    /// Sessions at once, broken ones that may come back included. Over it: `too_many_workers`.
+    pub sessions: usize,
+    /// Methods of one worker. Over it: `too_many_items`.
+    pub methods_per_worker: usize,
+    /// Pools of one worker. Over it: `too_many_items`.
+    pub pools_per_worker: usize,
+    /// Labels of one worker, or of one target. Over it: `too_many_items`.
+    pub labels: usize,
+    /// Docs, or one schema, of a method. Over it: `invalid_field`.
+    pub docs_bytes: usize,
+    /// Examples of one method. Over it: `too_many_items`.
+    pub examples: usize,
+    /// Credit beyond what is assigned, and concurrency, of one pool. More is cut to it.
+    pub credit_per_pool: u32,
+    /// Entries in one frame of a worker. Over it the stream ends with `too_many_items`.
+    pub frame_entries: usize,
+    /// Silence that ends all leases of a session.
+    pub lease_ms: u64,
+    /// How often a worker must send a beat. Well below `lease_ms`.
+    pub beat_ms: u64,
+    /// How long a broken session can be resumed.
+    pub resume_ms: u64,
+    /// A waiting task gains one step of priority each time this passes.
+    pub ageing_ms: u64,
+    /// Retention of submitted tasks that name none.
+    pub retention_ms: u64,
+    /// Retention of calls whose caller got the outcome.
+    pub answered_retention_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            payload_bytes: 4 << 20,
+            tasks: 2_000_000,
+            total_bytes: 2 << 30,
+            queue_tasks: 1_000_000,
+            queues: 100_000,
+            submit_tasks: 10_000,
+            pipe_calls: 65_536,
+            waiters_per_task: 1_000,
+            watchers: 1_000,
+            watch_tasks: 1_000,
+            watch_backlog: 10_000,
+            events_kept: 10_000,
+            chunks_per_task: 256,
+            chunk_bytes_per_task: 1 << 20,
+            answered_tasks: 10_000,
+            answered_bytes: 64 << 20,
+            sessions: 20_000,
+            methods_per_worker: 1_000,
+            pools_per_worker: 16,
+            labels: 16,
+            docs_bytes: 64 << 10,
+            examples: 16,
+            credit_per_pool: 65_536,
+            frame_entries: 65_536,
+            lease_ms: 10_000,
+            beat_ms: 3_000,
+            resume_ms: 10_000,
+            ageing_ms: 30_000,
+            retention_ms: 3_600_000,
+            answered_retention_ms: 60_000,
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The volatile side of a task: who waits for it, who holds it, where it stands in line. Rebuilt or
+//! gone after a restart.
+
+use std::collections::VecDeque;
+
+use slab::Slab;
+
+use super::command::{ConnId, Waiter};
+use super::ledger::Slot;
+use crate::clock::Timestamp;
+use crate::task::{Chunk, Progress};
+
+/// "No slot": the ends of lists.
+const NONE: u32 = u32::MAX;
+
+/// Volatile facts of the task in the same slot of the ledger.
+#[derive(Debug)]
+pub(crate) struct Live {
+    /// Its queue.
+    pub(crate) route: usize,
+    /// The pool that holds it.
+    pub(crate) pool: Option<usize>,
+    /// The handler has begun.
+    pub(crate) started: bool,
+    /// It has been asked back.
+    pub(crate) recalled: bool,
+    /// Made by Call: its caller's leaving cancels it while nobody else has an interest.
+    pub(crate) of_caller: bool,
+    /// It stands in the list of ended calls whose caller got the outcome.
+    pub(crate) answered: bool,
+    /// Since when it waits, for its place in line.
+    pub(crate) ready_since: Timestamp,
+    /// Its entry in the deadlines.
+    pub(crate) due: Timestamp,
+    /// Who gets the outcome.
+    pub(crate) waiters: Vec<Waiter>,
+    /// What handler and watchers say to each other; most tasks have neither.
+    pub(crate) talk: Option<Box<Talk>>,
+    /// Place in a queue, or among the answered.
+    line: Link,
+    /// Place among all tasks, by age.
+    age: Link,
+}
+
+/// Words of a running handler, and who listens.
+#[derive(Debug, Default)]
+pub(crate) struct Talk {
+    pub(crate) watchers: Vec<ConnId>,
+    pub(crate) progress: Option<Progress>,
+    /// With the sequence number of the event.
+    pub(crate) chunks: VecDeque<(u64, Chunk)>,
+    pub(crate) chunk_bytes: usize,
+    pub(crate) chunks_seen: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    prev: u32,
+    next: u32,
+}
+
+const UNLINKED: Link = Link { prev: NONE, next: NONE };
+
+impl Live {
+    pub(crate) fn new(route: usize, of_caller: bool, now: Timestamp) -> Self {
+        Self {
+            route,
+            pool: None,
+            started: false,
+            recalled: false,
+            of_caller,
+            answered: false,
+            ready_since: now,
+            due: Timestamp::NEVER,
+            waiters: Vec::new(),
+            talk: None,
+            line: UNLINKED,
+            age: UNLINKED,
+        }
+    }
+
+    pub(crate) fn talk(&mut self) -> &mut Talk {
+        self.talk.get_or_insert_default()
+    }
+}
+
+/// Which of a task's links a list runs through.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Chain {
+    Line,
+    Age,
+}
+
+/// A doubly linked list through the tasks themselves: adding, and taking any task from the middle, are
+/// O(1) and allocate nothing (as in beanstalkd and the kernel's lists).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct List {
+    chain: Chain,
+    head: u32,
+    tail: u32,
+    len: u32,
+}
+
+impl List {
+    pub(crate) const fn new(chain: Chain) -> Self {
+        Self { chain, head: NONE, tail: NONE, len: 0 }
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    pub(crate) fn head(&self) -> Option<Slot> {
+        as_slot(self.head)
+    }
+
+    pub(crate) fn tail(&self) -> Option<Slot> {
+        as_slot(self.tail)
+    }
+
+    /// The one before `slot`, towards the head.
+    pub(crate) fn before(&self, lives: &Slab<Live>, slot: Slot) -> Option<Slot> {
+        as_slot(self.link(&lives[slot]).prev)
+    }
+
+    pub(crate) fn push_back(&mut self, lives: &mut Slab<Live>, slot: Slot) {
+        *self.link_mut(&mut lives[slot]) = Link { prev: self.tail, next: NONE };
+        match as_slot(self.tail) {
+            Some(tail) => self.link_mut(&mut lives[tail]).next = slot as u32,
+            None => self.head = slot as u32,
+        }
+        self.tail = slot as u32;
+        self.len += 1;
+    }
+
+    pub(crate) fn push_front(&mut self, lives: &mut Slab<Live>, slot: Slot) {
+        *self.link_mut(&mut lives[slot]) = Link { prev: NONE, next: self.head };
+        match as_slot(self.head) {
+            Some(head) => self.link_mut(&mut lives[head]).prev = slot as u32,
+            None => self.tail = slot as u32,
+        }
+        self.head = slot as u32;
+        self.len += 1;
+    }
+
+    /// Takes `slot`, which must be in this list, out of it.
+    pub(crate) fn remove(&mut self, lives: &mut Slab<Live>, slot: Slot) {
+        let link = std::mem::replace(self.link_mut(&mut lives[slot]), UNLINKED);
+        match as_slot(link.prev) {
+            Some(prev) => self.link_mut(&mut lives[prev]).next = link.next,
+            None => self.head = link.next,
+        }
+        match as_slot(link.next) {
+            Some(next) => self.link_mut(&mut lives[next]).prev = link.prev,
+            None => self.tail = link.prev,
+        }
+        self.len -= 1;
+    }
+
+    fn link<'a>(&self, live: &'a Live) -> &'a Link {
+        match self.chain {
+            Chain::Line => &live.line,
+            Chain::Age => &live.age,
+        }
+    }
+
+    fn link_mut<'a>(&self, live: &'a mut Live) -> &'a mut Link {
+        match self.chain {
+            Chain::Line => &mut live.line,
+            Chain::Age => &mut live.age,
+        }
+    }
+}
+
+fn as_slot(raw: u32) -> Option<Slot> {
+    (raw != NONE).then_some(raw as Slot)
+}

@@ -1,0 +1,585 @@
+//! A worker's session: joins, says things, falls silent, comes back, leaves.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::command::{AttemptEnd, AttemptResult, ConnId, Frame, Hello, PoolSpec, SessionId, Update, Waiter};
+use super::deadlines::Due;
+use super::effect::{EffectKind, Reply, Tell, Welcome};
+use super::ledger::Slot;
+use super::lifecycle::{cut, too_large};
+use super::roster::Session;
+use super::{Output, Scheduler};
+use crate::clock::Timestamp;
+use crate::error::{Error, Reason, Result};
+use crate::task::{Method, Outcome, Payload, Progress, State, TaskError, check_method_name};
+
+/// The one version of the session protocol.
+const PROTOCOL: u32 = 1;
+const NAME_BYTES: usize = 128;
+const SUMMARY_BYTES: usize = 256;
+const PROGRESS_BYTES: usize = 1 << 10;
+/// Results acknowledged at the latest after this many; a beat acknowledges too. Workers keep results until
+/// then, so it bounds their memory; a frame of its own for every result would double their traffic.
+const RESULTS_UNACKED: u64 = 256;
+
+impl Scheduler {
+    // --- joins ------------------------------------------------------------------------------------
+
+    pub(super) fn join(
+        &mut self,
+        mut hello: Hello,
+        conn: ConnId,
+        token: u128,
+        waiter: Waiter,
+        out: &mut Output,
+    ) {
+        if hello.pools.is_empty() {
+            hello.pools.push(PoolSpec { name: String::new(), concurrency: 1 });
+        }
+        if hello.worker_id.is_empty() {
+            hello.worker_id = format!("worker-{:08x}", token as u32);
+        }
+        if let Err(error) = self.check_hello(&hello) {
+            return out.refuse(waiter, error);
+        }
+        let known = self.roster.session_of_worker(&hello.worker_id);
+        let resumed = known.filter(|key| {
+            let session = &self.roster.sessions[*key];
+            // The edge compared nothing yet; a guess of 128 random bits cannot be timed into being right.
+            hello.resume_token == Some(session.token) && hello.boot_id == session.hello.boot_id
+        });
+        if let (Some(old), None) = (known, resumed) {
+            let error = Error::new(Reason::SessionReplaced, "the same worker opened a newer stream");
+            self.end_session(old, Some(error), "its worker was started anew", out);
+        }
+        if resumed.is_none() && self.roster.sessions.len() >= self.limits.sessions {
+            let message = format!("{} workers are connected, the limit (limits.sessions)", self.limits.sessions);
+            return out.refuse(waiter, Error::new(Reason::TooManyWorkers, message));
+        }
+        let listed = hello.in_flight.clone();
+        let key = match resumed {
+            Some(key) => {
+                self.resume(key, hello, conn, token, out);
+                key
+            }
+            None => self.open_session(hello, conn, token),
+        };
+        let (keep, drop) = self.settle_leases(key, listed, out);
+        let session = &self.roster.sessions[key];
+        let welcome =
+            Welcome { session: session.id, worker_id: Arc::clone(&session.worker_id), token, keep, drop };
+        out.now(EffectKind::Reply(waiter, Reply::Joined(Box::new(welcome))));
+        if self.roster.sessions[key].draining {
+            out.now(EffectKind::Tell(conn, Tell::Drain("asked to leave before the stream broke".to_owned())));
+        }
+    }
+
+    fn open_session(&mut self, hello: Hello, conn: ConnId, token: u128) -> usize {
+        let id = SessionId(self.next_session);
+        self.next_session += 1;
+        let key = self.roster.add_session(Session {
+            id,
+            worker_id: Arc::from(hello.worker_id.as_str()),
+            token,
+            hello,
+            conn: Some(conn),
+            serving: true,
+            draining: false,
+            joined_at: self.now,
+            seen_at: self.now,
+            due: Timestamp::NEVER,
+            pools: Vec::new(),
+            leases: HashMap::default(),
+            digest: 0,
+            finished: 0,
+            result_seq: 0,
+            result_acked: 0,
+            changes: 0,
+            disagreed_at: None,
+        });
+        // Nobody can be served yet: a new stream has no credit.
+        self.roster.set_pools(key, self.limits.credit_per_pool);
+        self.watch_silence(key);
+        key
+    }
+
+    /// A known session goes on over a new stream. Its pools begin again with no credit.
+    fn resume(&mut self, key: usize, hello: Hello, conn: ConnId, token: u128, out: &mut Output) {
+        let routes = self.deactivate(key);
+        let session = &mut self.roster.sessions[key];
+        if let Some(old) = session.conn.replace(conn) {
+            let error = Error::new(Reason::SessionReplaced, "the same worker opened a newer stream");
+            out.now(EffectKind::Close(old, Some(error)));
+        }
+        session.token = token;
+        session.hello = hello;
+        session.seen_at = self.now;
+        session.disagreed_at = None;
+        for pool in session.pools.clone() {
+            let pool = &mut self.roster.pools[pool];
+            pool.granted = 0;
+            pool.assigned = 0;
+        }
+        let mut touched = self.roster.set_pools(key, self.limits.credit_per_pool);
+        let session = &mut self.roster.sessions[key];
+        // A worker that was asked to leave stays asked.
+        session.serving = !session.draining;
+        touched.extend(self.roster.activity_changed(key, false));
+        self.watch_silence(key);
+        self.serve(&routes, out);
+        self.serve(&touched, out);
+    }
+
+    /// Compares the leases a worker lists with those that stand: what both know is kept, what only we know
+    /// is lost, what only the worker knows it must drop.
+    fn settle_leases(&mut self, key: usize, listed: Vec<u64>, out: &mut Output) -> (Vec<u64>, Vec<u64>) {
+        let named: HashSet<u64> = listed.iter().copied().collect();
+        for (lease, slot) in self.leases_of(key) {
+            if !named.contains(&lease) {
+                self.lose(slot, "the worker came back without it", out);
+            }
+        }
+        let (mut keep, mut drop) = (Vec::new(), Vec::new());
+        for lease in listed {
+            let stands =
+                self.roster.sessions[key].leases.contains_key(&lease) || self.adopt_orphan(key, lease);
+            if stands { &mut keep } else { &mut drop }.push(lease);
+        }
+        (keep, drop)
+    }
+
+    /// After a restart of the server: the worker that held the lease names it, and goes on.
+    fn adopt_orphan(&mut self, key: usize, lease: u64) -> bool {
+        let Some(slot) = self.orphans.get(&lease).copied() else { return false };
+        let task = self.ledger.task(slot);
+        let session = &mut self.roster.sessions[key];
+        let theirs = matches!(&task.state, State::Leased { worker_id, .. } if *worker_id == session.worker_id);
+        let pool_name = session.hello.methods.iter().find(|m| m.name == task.method).map(|m| m.pool.as_str());
+        let pool = session
+            .pools
+            .iter()
+            .copied()
+            .find(|pool| Some(&*self.roster.pools[*pool].name) == pool_name)
+            .filter(|_| theirs);
+        let Some(pool) = pool else { return false };
+        self.orphans.remove(&lease);
+        session.leases.insert(lease, slot);
+        session.digest ^= lease;
+        session.changes += 1;
+        self.roster.pools[pool].in_flight += 1;
+        self.roster.reposition(pool);
+        let live = &mut self.lives[slot];
+        live.pool = Some(pool);
+        live.started = true;
+        self.reschedule(slot);
+        true
+    }
+
+    fn check_hello(&self, hello: &Hello) -> Result<()> {
+        if self.stopping {
+            return Err(Error::new(Reason::ShuttingDown, "the server is stopping; come back later"));
+        }
+        let (min, max) = (hello.protocol.0.max(1), hello.protocol.1.max(1));
+        if !(min..=max).contains(&PROTOCOL) {
+            let message = format!("hello.protocol: the worker speaks {min} to {max}, the server {PROTOCOL}");
+            return Err(Error::new(Reason::ProtocolUnsupported, message));
+        }
+        let texts = [
+            ("hello.worker_id", &hello.worker_id),
+            ("hello.boot_id", &hello.boot_id),
+            ("hello.group", &hello.group),
+            ("hello.version", &hello.version),
+            ("hello.sdk", &hello.sdk),
+            ("hello.host", &hello.host),
+        ];
+        for (field, text) in texts.into_iter().chain(
+            hello.labels.iter().flat_map(|(key, value)| [("hello.labels", key), ("hello.labels", value)]),
+        ) {
+            check_text(field, text, NAME_BYTES)?;
+        }
+        check_count("hello.labels", hello.labels.len(), self.limits.labels)?;
+        check_count("hello.in_flight", hello.in_flight.len(), self.limits.frame_entries)?;
+        self.check_service(&hello.pools, &hello.methods)
+    }
+
+    /// Pools and methods of a hello or an update.
+    fn check_service(&self, pools: &[PoolSpec], methods: &[Method]) -> Result<()> {
+        check_count("pools", pools.len(), self.limits.pools_per_worker)?;
+        check_count("methods", methods.len(), self.limits.methods_per_worker)?;
+        let mut names = HashSet::new();
+        for pool in pools {
+            check_text("pools.name", &pool.name, NAME_BYTES)?;
+            if !names.insert(pool.name.as_str()) {
+                return Err(Error::invalid("pools.name", format_args!("{:?} is there twice", pool.name)));
+            }
+            if pool.concurrency == 0 || pool.concurrency > self.limits.credit_per_pool {
+                let problem = format!("is {}; 1 to {}", pool.concurrency, self.limits.credit_per_pool);
+                return Err(Error::invalid("pools.concurrency", problem));
+            }
+        }
+        for method in methods {
+            check_method_name(&method.name)?;
+            let field = |what: &str| format!("methods[{:?}].{what}", method.name);
+            check_text(&field("summary"), &method.summary, SUMMARY_BYTES)?;
+            check_bytes(&field("docs"), &method.docs, self.limits.docs_bytes)?;
+            check_bytes(&field("input_schema"), &method.input_schema, self.limits.docs_bytes)?;
+            check_bytes(&field("output_schema"), &method.output_schema, self.limits.docs_bytes)?;
+            check_count(&field("examples"), method.examples.len(), self.limits.examples)?;
+            for example in &method.examples {
+                check_bytes(&field("examples"), example, self.limits.docs_bytes)?;
+            }
+            if !names.contains(method.pool.as_str()) {
+                let problem = format!("{:?} is not one of the pools", method.pool);
+                return Err(Error::invalid(&field("pool"), problem));
+            }
+        }
+        Ok(())
+    }
+
+    // --- says things ------------------------------------------------------------------------------
+
+    pub(super) fn frame(&mut self, id: SessionId, conn: ConnId, frame: Frame, out: &mut Output) {
+        let Some(key) = self.roster.session_of_id(id) else { return };
+        if self.roster.sessions[key].conn != Some(conn) {
+            return;
+        }
+        let entries = frame.started.len()
+            + frame.progress.len()
+            + frame.chunks.len()
+            + frame.results.len()
+            + frame.released.len()
+            + frame.credits.len();
+        if entries > self.limits.frame_entries {
+            let message = format!("a frame of {entries} entries; at most {}", self.limits.frame_entries);
+            let error = Error::new(Reason::TooManyItems, message);
+            return self.end_session(key, Some(error), "its worker broke the protocol", out);
+        }
+        self.roster.sessions[key].seen_at = self.now;
+        if let Some(update) = frame.update
+            && let Err(error) = self.update(key, update, out)
+        {
+            return self.end_session(key, Some(error), "its worker broke the protocol", out);
+        }
+        for lease in frame.started {
+            if let Some(slot) = self.held(key, conn, lease, out) {
+                self.lives[slot].started = true;
+            }
+        }
+        for (lease, progress) in frame.progress {
+            self.progress(key, conn, lease, progress, out);
+        }
+        for (lease, data) in frame.chunks {
+            self.chunk(key, conn, lease, data, out);
+        }
+        for result in frame.results {
+            self.result(key, conn, result, out);
+        }
+        for lease in frame.released {
+            if let Some(slot) = self.held(key, conn, lease, out) {
+                self.requeue(slot, out);
+            }
+        }
+        for (pool, total) in frame.credits {
+            if let Err(error) = self.credit(key, &pool, total, out) {
+                return self.end_session(key, Some(error), "its worker broke the protocol", out);
+            }
+        }
+        if let Some((count, digest)) = frame.beat
+            && !self.beat(key, conn, count, digest, out)
+        {
+            return;
+        }
+        if let Some(reason) = frame.bye {
+            let why = if reason.is_empty() { "its worker left".into() } else { format!("its worker left: {reason}") };
+            self.end_session(key, None, &why, out);
+        }
+    }
+
+    /// The task under a lease of this session. Any other lease is refused, and the worker told.
+    fn held(&mut self, key: usize, conn: ConnId, lease: u64, out: &mut Output) -> Option<Slot> {
+        if let Some(slot) = self.roster.sessions[key].leases.get(&lease) {
+            return Some(*slot);
+        }
+        let foreign = self.roster.sessions.iter().any(|(_, other)| other.leases.contains_key(&lease));
+        let error = if foreign {
+            Error::new(Reason::NotYourLease, format!("lease {lease} belongs to another worker"))
+        } else {
+            Error::new(Reason::StaleLease, format!("lease {lease} no longer stands"))
+        };
+        self.totals.refused += 1;
+        out.now(EffectKind::Tell(conn, Tell::Refused(lease, error)));
+        None
+    }
+
+    fn progress(&mut self, key: usize, conn: ConnId, lease: u64, mut progress: Progress, out: &mut Output) {
+        let Some(slot) = self.held(key, conn, lease, out) else { return };
+        cut(&mut progress.message, PROGRESS_BYTES);
+        let live = &mut self.lives[slot];
+        live.started = true;
+        live.talk().progress = Some(progress.clone());
+        self.progressed(slot, progress, out);
+    }
+
+    fn chunk(&mut self, key: usize, conn: ConnId, lease: u64, data: Payload, out: &mut Output) {
+        let Some(slot) = self.held(key, conn, lease, out) else { return };
+        self.lives[slot].started = true;
+        if data.size() > self.limits.payload_bytes {
+            let error = too_large("chunk", data.size(), self.limits.payload_bytes);
+            self.totals.refused += 1;
+            return out.now(EffectKind::Tell(conn, Tell::Refused(lease, error)));
+        }
+        self.chunked(slot, data, out);
+    }
+
+    fn result(&mut self, key: usize, conn: ConnId, result: AttemptResult, out: &mut Output) {
+        let AttemptResult { lease, seq, end } = result;
+        let session = &mut self.roster.sessions[key];
+        if seq > 0 && seq <= session.result_seq && !session.leases.contains_key(&lease) {
+            // Sent again after a broken connection; it was accepted the first time.
+            return;
+        }
+        session.result_seq = session.result_seq.max(seq);
+        let acked = session.result_acked;
+        if let Some(slot) = self.held(key, conn, lease, out) {
+            self.roster.sessions[key].finished += 1;
+            match end {
+                AttemptEnd::Succeeded(payload) if payload.size() > self.limits.payload_bytes => {
+                    let error = too_large("result", payload.size(), self.limits.payload_bytes);
+                    let task_error = TaskError::new(error.reason.as_str(), error.message.clone());
+                    out.now(EffectKind::Tell(conn, Tell::Refused(lease, error)));
+                    self.fail(slot, task_error, Some(false), 0, out);
+                }
+                AttemptEnd::Succeeded(payload) => self.end(slot, Outcome::Succeeded(payload), None, out),
+                AttemptEnd::Failed { mut error, retryable, retry_after_ms } => {
+                    if error.code.is_empty() {
+                        error.code = TaskError::HANDLER_ERROR.to_owned();
+                    }
+                    cut(&mut error.code, NAME_BYTES);
+                    if error.details.as_ref().is_some_and(|d| d.size() > self.limits.payload_bytes) {
+                        error.details = None;
+                    }
+                    self.fail(slot, error, retryable, retry_after_ms, out);
+                }
+            }
+        }
+        if seq.saturating_sub(acked) >= RESULTS_UNACKED {
+            self.acknowledge(key, conn, out);
+        }
+    }
+
+    /// Tells the worker which results it may forget, once they are stored.
+    fn acknowledge(&mut self, key: usize, conn: ConnId, out: &mut Output) {
+        let session = &mut self.roster.sessions[key];
+        if session.result_acked < session.result_seq {
+            session.result_acked = session.result_seq;
+            out.tell(true, EffectKind::Tell(conn, Tell::DurableSeq(session.result_seq)));
+        }
+    }
+
+    fn credit(&mut self, key: usize, name: &str, total: u64, out: &mut Output) -> Result<()> {
+        let pool = self.roster.sessions[key]
+            .pools
+            .iter()
+            .copied()
+            .find(|pool| &*self.roster.pools[*pool].name == name)
+            .ok_or_else(|| Error::invalid("credits.pool", format_args!("{name:?} is not one of its pools")))?;
+        let entry = &mut self.roster.pools[pool];
+        let most = entry.assigned + u64::from(self.limits.credit_per_pool);
+        let granted = total.min(most);
+        if granted > entry.granted {
+            entry.granted = granted;
+            self.roster.reposition(pool);
+            self.fill(pool, out);
+        }
+        Ok(())
+    }
+
+    /// Answers a beat. Returns false when the session had to be ended.
+    fn beat(&mut self, key: usize, conn: ConnId, count: u32, digest: u64, out: &mut Output) -> bool {
+        let session = &mut self.roster.sessions[key];
+        let agree = (count == 0 && digest == 0)
+            || (count as usize == session.leases.len() && digest == session.digest);
+        // Work that is under way in either direction makes one beat disagree. Two in a row with nothing
+        // assigned or ended between them mean that one side has lost something for good.
+        let zombie = !agree && session.disagreed_at == Some(session.changes);
+        session.disagreed_at = (!agree).then_some(session.changes);
+        if zombie {
+            let message = format!(
+                "the worker says it runs {count} leases, the server knows of {}; reconnect to settle it",
+                session.leases.len()
+            );
+            // The stream ends, the session stays: the worker lists its leases when it resumes.
+            out.now(EffectKind::Close(conn, Some(Error::new(Reason::SessionOutOfStep, message))));
+            self.go_away(key, out);
+            return false;
+        }
+        let answer = Tell::Beat(session.leases.len() as u32, session.digest);
+        out.now(EffectKind::Tell(conn, answer));
+        self.acknowledge(key, conn, out);
+        true
+    }
+
+    fn update(&mut self, key: usize, update: Update, out: &mut Output) -> Result<()> {
+        let hello = &self.roster.sessions[key].hello;
+        let pools = if update.pools.is_empty() { hello.pools.clone() } else { update.pools };
+        let methods = if update.methods.is_empty() { hello.methods.clone() } else { update.methods };
+        self.check_service(&pools, &methods)?;
+        let hello = &mut self.roster.sessions[key].hello;
+        hello.pools = pools;
+        hello.methods = methods;
+        let touched = self.roster.set_pools(key, self.limits.credit_per_pool);
+        self.serve(&touched, out);
+        for pool in self.roster.sessions[key].pools.clone() {
+            self.fill(pool, out);
+        }
+        Ok(())
+    }
+
+    // --- falls silent, leaves ---------------------------------------------------------------------
+
+    pub(super) fn broken(&mut self, id: SessionId, conn: ConnId, out: &mut Output) {
+        let Some(key) = self.roster.session_of_id(id) else { return };
+        if self.roster.sessions[key].conn == Some(conn) {
+            self.go_away(key, out);
+        }
+    }
+
+    /// The stream is gone. What had not started goes to others at once; what had waits one grace for the
+    /// worker to come back.
+    fn go_away(&mut self, key: usize, out: &mut Output) {
+        let routes = self.deactivate(key);
+        self.roster.sessions[key].conn = None;
+        for (_, slot) in self.leases_of(key) {
+            if !self.lives[slot].started {
+                self.requeue(slot, out);
+            }
+        }
+        self.serve(&routes, out);
+        if self.roster.sessions[key].leases.is_empty() {
+            return self.end_session(key, None, "", out);
+        }
+        let session = &mut self.roster.sessions[key];
+        let until = self.now + self.limits.resume_ms;
+        self.deadlines.set(Due::Session(key), &mut session.due, until);
+    }
+
+    pub(super) fn session_due(&mut self, key: usize, out: &mut Output) {
+        let session = &mut self.roster.sessions[key];
+        session.due = Timestamp::NEVER;
+        if session.conn.is_none() {
+            return self.end_session(key, None, "its worker did not come back", out);
+        }
+        let silent = self.now.since(session.seen_at);
+        if silent < self.limits.lease_ms {
+            return self.watch_silence(key);
+        }
+        let message = format!("nothing was heard from the worker for {silent} ms; its leases have ended");
+        let error = Error::new(Reason::SessionExpired, message);
+        self.end_session(key, Some(error), "its worker fell silent", out);
+    }
+
+    /// The deadline is not moved with every frame: when it comes, it looks when the worker was last heard.
+    fn watch_silence(&mut self, key: usize) {
+        let session = &mut self.roster.sessions[key];
+        let at = session.seen_at + self.limits.lease_ms;
+        self.deadlines.set(Due::Session(key), &mut session.due, at);
+    }
+
+    /// The session is over: its leases are lost, its stream is closed, it is forgotten.
+    fn end_session(&mut self, key: usize, error: Option<Error>, why: &str, out: &mut Output) {
+        let routes = self.deactivate(key);
+        if let Some(conn) = self.roster.sessions[key].conn.take() {
+            self.acknowledge(key, conn, out);
+            out.tell(true, EffectKind::Close(conn, error));
+        }
+        for (_, slot) in self.leases_of(key) {
+            self.lose(slot, why, out);
+        }
+        let session = &mut self.roster.sessions[key];
+        self.deadlines.set(Due::Session(key), &mut session.due, Timestamp::NEVER);
+        let mut touched = self.roster.remove_pools(key);
+        touched.extend(routes);
+        self.roster.remove_session(key);
+        touched.retain(|route| self.roster.routes.contains(*route));
+        self.serve(&touched, out);
+    }
+
+    /// Takes the session's pools out of the choice. Returns the routes whose offers changed.
+    fn deactivate(&mut self, key: usize) -> Vec<usize> {
+        let was_serving = std::mem::take(&mut self.roster.sessions[key].serving);
+        self.roster.activity_changed(key, was_serving)
+    }
+
+    /// In order, so that the same history always goes the same way.
+    fn leases_of(&self, key: usize) -> BTreeMap<u64, Slot> {
+        self.roster.sessions[key].leases.iter().map(|(lease, slot)| (*lease, *slot)).collect()
+    }
+
+    // --- is asked to leave ------------------------------------------------------------------------
+
+    pub(super) fn drain(&mut self, worker_id: &str, reason: &str, waiter: Waiter, out: &mut Output) {
+        let Some(key) = self.roster.session_of_worker(worker_id) else {
+            let message = format!("no worker {worker_id:?} is connected");
+            return out.refuse(waiter, Error::new(Reason::WorkerNotFound, message));
+        };
+        self.drain_session(key, reason, out);
+        out.now(EffectKind::Reply(waiter, Reply::Draining));
+    }
+
+    pub(super) fn shutdown(&mut self, out: &mut Output) {
+        self.stopping = true;
+        let keys: Vec<usize> = self.roster.sessions.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.drain_session(key, "the server is stopping", out);
+        }
+        let waiting: Vec<Slot> = self
+            .ledger
+            .iter()
+            .filter(|(_, task)| matches!(task.state, State::Ready | State::Delayed { .. }))
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in waiting {
+            self.turn_away(slot, out);
+        }
+    }
+
+    fn drain_session(&mut self, key: usize, reason: &str, out: &mut Output) {
+        let routes = self.deactivate(key);
+        let session = &mut self.roster.sessions[key];
+        session.draining = true;
+        if let Some(conn) = session.conn {
+            out.now(EffectKind::Tell(conn, Tell::Drain(reason.to_owned())));
+            for (lease, slot) in self.leases_of(key) {
+                let live = &mut self.lives[slot];
+                if !live.started && !live.recalled {
+                    live.recalled = true;
+                    out.now(EffectKind::Tell(conn, Tell::Recall(lease)));
+                }
+            }
+        }
+        self.serve(&routes, out);
+    }
+}
+
+fn check_text(field: &str, text: &str, max: usize) -> Result<()> {
+    check_bytes(field, text, max)?;
+    if text.chars().any(char::is_control) {
+        return Err(Error::invalid(field, format_args!("{text:?} has control characters")));
+    }
+    Ok(())
+}
+
+fn check_bytes(field: &str, text: &str, max: usize) -> Result<()> {
+    if text.len() > max {
+        return Err(Error::invalid(field, format_args!("{} bytes; at most {max}", text.len())));
+    }
+    Ok(())
+}
+
+fn check_count(field: &str, count: usize, max: usize) -> Result<()> {
+    if count > max {
+        return Err(Error::new(Reason::TooManyItems, format!("{field}: {count} entries; at most {max}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! What people and programs may see: tasks, workers, methods, counts, and why a task waits.
+
+use super::command::{Filter, Waiter};
+use super::effect::{
+    EffectKind, Explanation, MethodView, PoolView, Reply, Stats, TaskView, WorkerState, WorkerView,
+};
+use super::ledger::Slot;
+use super::{Output, Scheduler};
+use crate::task::{State, TaskId};
+
+/// Tasks looked at for one page; a page may end early so that no request looks at a million.
+const EXAMINED_PER_PAGE: usize = 20_000;
+
+impl Scheduler {
+    pub(super) fn view(&self, slot: Slot) -> TaskView {
+        let (task, live) = (self.ledger.task(slot), &self.lives[slot]);
+        TaskView {
+            id: task.id,
+            method: task.method.clone(),
+            payload: task.payload.clone(),
+            options: task.options.clone(),
+            state: task.state.clone(),
+            attempt: task.attempt,
+            attempts: task.attempts.clone(),
+            created_at: task.created_at,
+            changed_at: task.changed_at,
+            progress: live.talk.as_ref().and_then(|talk| talk.progress.clone()),
+        }
+    }
+
+    pub(super) fn get(&mut self, id: TaskId, take: bool, waiter: Waiter, out: &mut Output) {
+        match self.slot_of(id) {
+            Ok(slot) => {
+                let view = self.view(slot);
+                let gated = self.ledger.task(slot).is_durable();
+                if take && view.state.outcome().is_some() {
+                    self.forget(slot, out);
+                }
+                out.tell(gated, EffectKind::Reply(waiter, Reply::Task(Box::new(view))));
+            }
+            Err(error) => out.refuse(waiter, error),
+        }
+    }
+
+    pub(super) fn list(
+        &mut self,
+        filter: &Filter,
+        after: Option<TaskId>,
+        limit: usize,
+        waiter: Waiter,
+        out: &mut Output,
+    ) {
+        let mut at = match after {
+            None => self.by_age.tail(),
+            Some(id) => match self.ledger.slot_of(id) {
+                Some(slot) => self.by_age.before(&self.lives, slot),
+                // Forgotten between two pages: ids are in order of time, so the rest is what is older.
+                None => self.older_than(id),
+            },
+        };
+        let (mut tasks, mut examined, mut next) = (Vec::new(), 0, None);
+        while let Some(slot) = at {
+            let task = self.ledger.task(slot);
+            if filter.matches(task) {
+                tasks.push(self.view(slot));
+            }
+            examined += 1;
+            at = self.by_age.before(&self.lives, slot);
+            if tasks.len() == limit || examined == EXAMINED_PER_PAGE {
+                next = at.map(|_| task.id);
+                break;
+            }
+        }
+        // Any of them may be durable: gated is always safe.
+        out.tell(true, EffectKind::Reply(waiter, Reply::Tasks(tasks, next)));
+    }
+
+    fn older_than(&self, id: TaskId) -> Option<Slot> {
+        let mut at = self.by_age.tail();
+        while let Some(slot) = at {
+            if self.ledger.task(slot).id < id {
+                break;
+            }
+            at = self.by_age.before(&self.lives, slot);
+        }
+        at
+    }
+
+    pub(super) fn explain(&mut self, id: TaskId, waiter: Waiter, out: &mut Output) {
+        match self.slot_of(id) {
+            Ok(slot) => {
+                let (summary, details) = self.reasons(slot);
+                let explanation = Explanation { task: self.view(slot), summary, details };
+                let gated = self.ledger.task(slot).is_durable();
+                out.tell(gated, EffectKind::Reply(waiter, Reply::Explained(Box::new(explanation))));
+            }
+            Err(error) => out.refuse(waiter, error),
+        }
+    }
+
+    fn reasons(&self, slot: Slot) -> (String, Vec<String>) {
+        let (task, live) = (self.ledger.task(slot), &self.lives[slot]);
+        let ms_since = self.now.since(task.changed_at);
+        match &task.state {
+            State::Ended(_) => {
+                let mut details: Vec<String> = task.attempts.iter().map(|attempt| {
+                    format!("attempt {} on {}: {}: {}", attempt.number, attempt.worker_id, attempt.error.code, attempt.error.message)
+                }).collect();
+                details.reverse();
+                (format!("It has ended: {}, {ms_since} ms ago.", task.state.name().as_str()), details)
+            }
+            State::Delayed { until } => {
+                let wait = until.since(self.now);
+                match task.attempts.last() {
+                    Some(last) => (
+                        format!("It waits {wait} ms more before attempt {}.", task.attempt + 1),
+                        vec![format!("attempt {} on {} failed: {}: {}", last.number, last.worker_id, last.error.code, last.error.message)],
+                    ),
+                    None => (format!("It is to run in {wait} ms, as asked for."), Vec::new()),
+                }
+            }
+            State::Leased { lease, worker_id } => {
+                let stage = match (live.pool, live.started) {
+                    (None, _) => "the server was restarted and waits for the worker to come back",
+                    (Some(pool), _) if self.roster.sessions[self.roster.pools[pool].session].conn.is_none() => {
+                        "the worker's connection is broken; the server waits for it to come back"
+                    }
+                    (Some(_), true) => "the handler has begun",
+                    (Some(_), false) => "the worker has not said that the handler has begun",
+                };
+                (
+                    format!("Worker {worker_id} has held it for {ms_since} ms (attempt {}).", task.attempt),
+                    vec![stage.to_owned(), format!("lease {lease}")],
+                )
+            }
+            State::Ready => self.reasons_to_wait(slot, ms_since),
+        }
+    }
+
+    fn reasons_to_wait(&self, slot: Slot, ms_since: u64) -> (String, Vec<String>) {
+        let (task, route_key) = (self.ledger.task(slot), self.lives[slot].route);
+        let route = &self.roster.routes[route_key];
+        let serving = self.roster.live_pools_of(&task.method);
+        let mut details = Vec::new();
+        let fitting: Vec<usize> = serving
+            .iter()
+            .map(|(_, pool)| *pool)
+            .filter(|pool| self.roster.pool_may_serve(*pool, route_key))
+            .collect();
+        let summary = if serving.is_empty() {
+            format!("No live worker serves {:?}; it has waited {ms_since} ms.", &*task.method)
+        } else if fitting.is_empty() {
+            format!("{} live worker pools serve {:?}, but none fits its target.", serving.len(), &*task.method)
+        } else {
+            format!("All {} worker pools that may run it are full; it has waited {ms_since} ms.", fitting.len())
+        };
+        let target = &route.target;
+        if !target.version.is_empty() {
+            let mut versions: Vec<String> =
+                serving.iter().flat_map(|(versions, _)| versions.iter().map(ToString::to_string)).collect();
+            versions.sort();
+            versions.dedup();
+            details.push(format!("it asks for version {}; served are: {}", target.version, versions.join(", ")));
+        }
+        if !target.group.is_empty() {
+            details.push(format!("it asks for group {:?}", target.group));
+        }
+        for (key, value) in &target.labels {
+            details.push(format!("it asks for label {key}={value}"));
+        }
+        for pool in fitting.into_iter().take(10) {
+            let pool = &self.roster.pools[pool];
+            details.push(format!(
+                "worker {} runs {} of {} with credit for {} more",
+                self.roster.sessions[pool.session].worker_id,
+                pool.in_flight,
+                pool.concurrency,
+                pool.credit()
+            ));
+        }
+        details.push(format!(
+            "{} tasks wait in its queue, up to {} of them ahead of it",
+            route.queue.len(),
+            route.queue.ahead_of(task.options.priority)
+        ));
+        (summary, details)
+    }
+
+    pub(super) fn list_workers(&mut self, waiter: Waiter, out: &mut Output) {
+        let mut workers: Vec<WorkerView> = self
+            .roster
+            .sessions
+            .iter()
+            .map(|(_, session)| WorkerView {
+                id: session.worker_id.clone(),
+                session: session.id,
+                state: match (session.conn, session.draining) {
+                    (None, _) => WorkerState::Away,
+                    (Some(_), true) => WorkerState::Draining,
+                    (Some(_), false) => WorkerState::Active,
+                },
+                group: session.hello.group.clone(),
+                labels: session.hello.labels.clone(),
+                version: session.hello.version.clone(),
+                sdk: session.hello.sdk.clone(),
+                host: session.hello.host.clone(),
+                peer: session.hello.peer.clone(),
+                joined_at: session.joined_at,
+                seen_at: session.seen_at,
+                pools: session
+                    .pools
+                    .iter()
+                    .map(|pool| {
+                        let pool = &self.roster.pools[*pool];
+                        PoolView {
+                            name: pool.name.clone(),
+                            concurrency: pool.concurrency,
+                            in_flight: pool.in_flight,
+                            credit: pool.credit(),
+                        }
+                    })
+                    .collect(),
+                methods: session.hello.methods.iter().cloned().map(std::sync::Arc::new).collect(),
+                finished: session.finished,
+            })
+            .collect();
+        workers.sort_by(|a, b| a.id.cmp(&b.id));
+        out.now(EffectKind::Reply(waiter, Reply::Workers(workers)));
+    }
+
+    pub(super) fn list_methods(&mut self, waiter: Waiter, out: &mut Output) {
+        let mut methods = Vec::new();
+        for (name, served, ready) in self.roster.method_entries() {
+            if served.is_empty() && ready > 0 {
+                methods.push(MethodView { name: name.clone(), method: None, workers: 0, ready });
+            }
+            for (method, workers) in served.values() {
+                let method = Some(method.clone());
+                methods.push(MethodView { name: name.clone(), method, workers: *workers, ready });
+            }
+        }
+        out.now(EffectKind::Reply(waiter, Reply::Methods(methods)));
+    }
+
+    pub(super) fn stats(&mut self, waiter: Waiter, out: &mut Output) {
+        let stats = Stats {
+            tasks: self.ledger.counts(),
+            totals: self.totals,
+            workers: self.roster.sessions.len() as u32,
+            uptime_ms: self.now.since(self.started_at),
+        };
+        out.now(EffectKind::Reply(waiter, Reply::Stats(Box::new(stats))));
+    }
+}

@@ -1,0 +1,243 @@
+//! Those who follow tasks. A watcher is told how a task stands, not every step on the way: states between
+//! two looks may be folded into one, so a slow or returning watcher is never told something outdated.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::command::{ConnId, Cursor, Filter, Waiter};
+use super::effect::{EffectKind, Event, EventKind, Reply};
+use super::ledger::Slot;
+use super::{Output, Scheduler};
+use crate::error::{Error, Reason};
+use crate::task::{Chunk, Payload, Progress, Task, TaskId};
+
+/// Tasks a filter watcher is shown at the start, and tasks looked at to find them.
+const FIRST_LOOK: usize = 1_000;
+const FIRST_LOOK_EXAMINED: usize = 10_000;
+
+#[derive(Debug, Default)]
+pub(crate) struct Watchers {
+    by_conn: BTreeMap<ConnId, Watcher>,
+    /// Those with a filter.
+    filters: BTreeSet<ConnId>,
+    /// The last event's number.
+    seq: u64,
+    /// Recent changes, for filter watchers that come back. Kept from the first filter watcher on: a
+    /// server that nobody watches pays nothing.
+    recent: VecDeque<(u64, TaskId)>,
+    keeping: bool,
+}
+
+#[derive(Debug)]
+struct Watcher {
+    ids: BTreeSet<TaskId>,
+    filter: Filter,
+}
+
+impl Filter {
+    /// Whether the task meets all conditions.
+    pub(crate) fn matches(&self, task: &Task) -> bool {
+        let held_by = |worker: &str| {
+            matches!(&task.state, crate::task::State::Leased { worker_id, .. } if **worker_id == *worker)
+        };
+        (self.method.is_empty() || *task.method == *self.method)
+            && (self.states.is_empty() || self.states.contains(&task.state.name()))
+            && (self.worker_id.is_empty() || held_by(&self.worker_id))
+    }
+}
+
+impl Scheduler {
+    pub(super) fn watch(
+        &mut self,
+        ids: Vec<TaskId>,
+        filter: Filter,
+        cursor: Option<Cursor>,
+        conn: ConnId,
+        waiter: Waiter,
+        out: &mut Output,
+    ) {
+        if ids.len() > self.limits.watch_tasks {
+            let message = format!("task_ids: {} given; at most {}", ids.len(), self.limits.watch_tasks);
+            return out.refuse(waiter, Error::new(Reason::TooManyItems, message));
+        }
+        if self.watchers.by_conn.len() >= self.limits.watchers {
+            let message = format!("{} watch streams are open, the limit (limits.watchers)", self.limits.watchers);
+            return out.refuse(waiter, Error::new(Reason::TooManyWatchers, message));
+        }
+        let slots: Result<BTreeMap<TaskId, Slot>, Error> =
+            ids.into_iter().map(|id| self.slot_of(id).map(|slot| (id, slot))).collect();
+        let slots = match slots {
+            Ok(slots) => slots,
+            Err(error) => return out.refuse(waiter, error),
+        };
+        out.now(EffectKind::Reply(waiter, Reply::Watching));
+        // What a watcher saw of another run says nothing about this one.
+        let seen = cursor.filter(|cursor| cursor.epoch == self.epoch).map(|cursor| cursor.seq);
+        if slots.is_empty() {
+            self.watch_filter(filter, seen, conn, out);
+        } else {
+            self.watch_tasks(&slots, seen.unwrap_or(0), conn, out);
+        }
+    }
+
+    fn watch_tasks(&mut self, slots: &BTreeMap<TaskId, Slot>, seen: u64, conn: ConnId, out: &mut Output) {
+        let watcher = Watcher { ids: slots.keys().copied().collect(), filter: Filter::default() };
+        self.watchers.by_conn.insert(conn, watcher);
+        for slot in slots.values() {
+            self.lives[*slot].talk().watchers.push(conn);
+            let id = self.ledger.task(*slot).id;
+            let chunks: Vec<Chunk> = self.lives[*slot]
+                .talk()
+                .chunks
+                .iter()
+                .filter(|(seq, _)| *seq > seen)
+                .map(|(_, chunk)| chunk.clone())
+                .collect();
+            for chunk in chunks {
+                self.tell_watcher(conn, *slot, EventKind::Chunk(id, chunk), out);
+            }
+            self.show(conn, *slot, out);
+        }
+    }
+
+    fn watch_filter(&mut self, filter: Filter, seen: Option<u64>, conn: ConnId, out: &mut Output) {
+        self.watchers.keeping = true;
+        let resumable = |seen: &u64| {
+            *seen <= self.watchers.seq
+                && self.watchers.recent.front().map_or(*seen == self.watchers.seq, |(first, _)| *first <= *seen + 1)
+        };
+        let slots: Vec<Slot> = match seen.filter(resumable) {
+            Some(seen) => {
+                let changed: BTreeSet<TaskId> = self
+                    .watchers
+                    .recent
+                    .iter()
+                    .filter(|(seq, _)| *seq > seen)
+                    .map(|(_, id)| *id)
+                    .collect();
+                changed.into_iter().filter_map(|id| self.ledger.slot_of(id)).collect()
+            }
+            None => {
+                let mut slots = Vec::new();
+                let mut at = self.by_age.tail();
+                for _ in 0..FIRST_LOOK_EXAMINED {
+                    let Some(slot) = at.filter(|_| slots.len() < FIRST_LOOK) else { break };
+                    if filter.matches(self.ledger.task(slot)) {
+                        slots.push(slot);
+                    }
+                    at = self.by_age.before(&self.lives, slot);
+                }
+                slots.reverse();
+                slots
+            }
+        };
+        let matching: Vec<Slot> =
+            slots.into_iter().filter(|slot| filter.matches(self.ledger.task(*slot))).collect();
+        self.watchers.by_conn.insert(conn, Watcher { ids: BTreeSet::new(), filter });
+        self.watchers.filters.insert(conn);
+        for slot in matching {
+            let view = self.view(slot);
+            self.tell_watcher(conn, slot, EventKind::Task(view), out);
+        }
+    }
+
+    pub(super) fn unwatch(&mut self, conn: ConnId) {
+        let Some(watcher) = self.watchers.by_conn.remove(&conn) else { return };
+        self.watchers.filters.remove(&conn);
+        for id in watcher.ids {
+            if let Some(slot) = self.ledger.slot_of(id)
+                && let Some(talk) = &mut self.lives[slot].talk
+            {
+                talk.watchers.retain(|other| *other != conn);
+            }
+        }
+    }
+
+    /// The task has entered another state.
+    pub(super) fn changed(&mut self, slot: Slot, out: &mut Output) {
+        let followed = self.lives[slot].talk.as_ref().is_some_and(|talk| !talk.watchers.is_empty());
+        if !followed && !self.watchers.keeping {
+            return;
+        }
+        self.watchers.seq += 1;
+        if self.watchers.keeping {
+            let id = self.ledger.task(slot).id;
+            self.watchers.recent.push_back((self.watchers.seq, id));
+            if self.watchers.recent.len() > self.limits.events_kept {
+                self.watchers.recent.pop_front();
+            }
+            for conn in self.watchers.filters.clone() {
+                let wanted =
+                    self.watchers.by_conn.get(&conn).is_some_and(|w| w.filter.matches(self.ledger.task(slot)));
+                if wanted {
+                    let view = self.view(slot);
+                    self.tell_watcher(conn, slot, EventKind::Task(view), out);
+                }
+            }
+        }
+        for conn in self.followers(slot) {
+            self.show(conn, slot, out);
+        }
+    }
+
+    pub(super) fn progressed(&mut self, slot: Slot, progress: Progress, out: &mut Output) {
+        self.watchers.seq += 1;
+        let id = self.ledger.task(slot).id;
+        for conn in self.followers(slot) {
+            self.tell_watcher(conn, slot, EventKind::Progress(id, progress.clone()), out);
+        }
+    }
+
+    pub(super) fn chunked(&mut self, slot: Slot, data: Payload, out: &mut Output) {
+        self.watchers.seq += 1;
+        let (id, attempt) = (self.ledger.task(slot).id, self.ledger.task(slot).attempt);
+        let talk = self.lives[slot].talk();
+        let first_of_attempt = talk.chunks.back().is_none_or(|(_, chunk)| chunk.attempt != attempt);
+        if first_of_attempt {
+            talk.chunks_seen = 0;
+        }
+        let chunk = Chunk { attempt, index: talk.chunks_seen, data };
+        talk.chunks_seen += 1;
+        talk.chunk_bytes += chunk.data.size();
+        talk.chunks.push_back((self.watchers.seq, chunk.clone()));
+        while talk.chunks.len() > self.limits.chunks_per_task
+            || talk.chunk_bytes > self.limits.chunk_bytes_per_task
+        {
+            let Some((_, oldest)) = talk.chunks.pop_front() else { break };
+            talk.chunk_bytes -= oldest.data.size();
+        }
+        for conn in self.followers(slot) {
+            self.tell_watcher(conn, slot, EventKind::Chunk(id, chunk.clone()), out);
+        }
+    }
+
+    fn followers(&self, slot: Slot) -> Vec<ConnId> {
+        self.lives[slot].talk.as_ref().map_or_else(Vec::new, |talk| talk.watchers.clone())
+    }
+
+    /// Shows a watcher the task as it stands. Once it has seen the end it follows the task no longer; once
+    /// it follows none, its stream ends.
+    fn show(&mut self, conn: ConnId, slot: Slot, out: &mut Output) {
+        let view = self.view(slot);
+        let (id, ended, gated) =
+            (view.id, view.state.outcome().is_some(), self.ledger.task(slot).is_durable());
+        self.tell_watcher(conn, slot, EventKind::Task(view), out);
+        if !ended {
+            return;
+        }
+        if let Some(talk) = &mut self.lives[slot].talk {
+            talk.watchers.retain(|other| *other != conn);
+        }
+        let Some(watcher) = self.watchers.by_conn.get_mut(&conn) else { return };
+        watcher.ids.remove(&id);
+        if watcher.ids.is_empty() {
+            self.watchers.by_conn.remove(&conn);
+            out.tell(gated, EffectKind::Close(conn, None));
+        }
+    }
+
+    fn tell_watcher(&self, conn: ConnId, slot: Slot, kind: EventKind, out: &mut Output) {
+        let cursor = Cursor { epoch: self.epoch, seq: self.watchers.seq };
+        let gated = self.ledger.task(slot).is_durable();
+        out.tell(gated, EffectKind::Event(conn, Box::new(Event { cursor, kind })));
+    }
+}

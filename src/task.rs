@@ -1,0 +1,516 @@
+//! The nouns: a task, what it carries, how it may be run, how it ends. Plain data without I/O.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+use semver::{Version, VersionReq};
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+
+/// Names a task: a UUIDv7, so ids sort by the time they were made.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskId(pub Uuid);
+
+impl TaskId {
+    /// A new id, never seen before.
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl FromStr for TaskId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        Uuid::try_parse(text).map(Self).map_err(|_| {
+            let shown: String = text.chars().take(64).collect();
+            Error::invalid("task_id", format_args!("{shown:?} is not a UUID"))
+        })
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Bytes and what they are. Cloning shares the bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Payload {
+    /// The content; never looked into.
+    pub data: Bytes,
+    /// A media type; empty means `application/json`.
+    pub content_type: String,
+}
+
+impl Payload {
+    /// A JSON payload.
+    pub fn json(data: impl Into<Bytes>) -> Self {
+        Self { data: data.into(), content_type: String::new() }
+    }
+
+    /// What it counts against limits, in bytes.
+    pub fn size(&self) -> usize {
+        self.data.len() + self.content_type.len()
+    }
+}
+
+/// What a task's life must survive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Never touches the store.
+    Ephemeral,
+    /// Acknowledged only once the store has it.
+    Durable,
+}
+
+/// What to do when an attempt fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Attempts in all, from 1.
+    pub max_attempts: u32,
+    /// Wait before the second attempt.
+    pub initial_backoff_ms: u64,
+    /// The wait doubles up to this.
+    pub max_backoff_ms: u64,
+}
+
+impl RetryPolicy {
+    /// One attempt.
+    pub const NONE: Self = Self { max_attempts: 1, initial_backoff_ms: 1_000, max_backoff_ms: 60_000 };
+    /// The default of submitted tasks.
+    pub const SUBMIT: Self = Self { max_attempts: 5, ..Self::NONE };
+
+    /// The wait after failed attempt `attempt`, drawn by `seed` from [full / 2, full], where full doubles
+    /// with each attempt. Half is kept so that a retry never comes at once ("equal jitter", as in the AWS
+    /// Architecture Blog's "Exponential Backoff And Jitter").
+    pub fn backoff_ms(&self, attempt: u32, seed: u64) -> u64 {
+        let doublings = attempt.saturating_sub(1).min(32);
+        let full = self.initial_backoff_ms.saturating_mul(1 << doublings).min(self.max_backoff_ms);
+        let half = full / 2;
+        // SplitMix64's finalizer: spreads neighbouring (seed, attempt) pairs over the whole range.
+        let mut x = seed ^ (u64::from(attempt)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^= x >> 31;
+        full - half + x % (half + 1)
+    }
+}
+
+/// Which workers may run a task. All conditions must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target {
+    /// As written by the caller; empty means the newest version that has a live worker. Kept as text
+    /// because it is the identity of the queue; `range` is what it means.
+    pub version: String,
+    /// Only workers of this group; empty means any.
+    pub group: String,
+    /// Only workers that carry all of these.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Target {
+    /// The range that `version` means; `None` when it is empty.
+    ///
+    /// # Errors
+    /// `invalid_field` when it is not a semantic version range.
+    pub fn range(&self) -> Result<Option<VersionReq>> {
+        if self.version.is_empty() {
+            return Ok(None);
+        }
+        VersionReq::parse(&self.version).map(Some).map_err(|problem| {
+            Error::invalid(
+                "options.target.version",
+                format_args!("{:?} is not a version range such as ^1.2: {problem}", self.version),
+            )
+        })
+    }
+}
+
+/// How a task is to be run, with defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskOptions {
+    /// Which workers.
+    pub target: Target,
+    /// 0 to 9, higher first.
+    pub priority: u8,
+    /// Not before this time.
+    pub run_at: Option<Timestamp>,
+    /// Longest wait for a worker; 0 is no limit.
+    pub queue_timeout_ms: u64,
+    /// Longest run of one attempt; 0 is no limit.
+    pub run_timeout_ms: u64,
+    /// From submission to outcome; 0 is no limit.
+    pub deadline_ms: u64,
+    /// What to do when an attempt fails.
+    pub retry: RetryPolicy,
+    /// Empty is none.
+    pub idempotency_key: String,
+    /// What the task's life must survive.
+    pub durability: Durability,
+    /// How long the outcome can be fetched; `None` is the default of the verb.
+    pub retention_ms: Option<u64>,
+    /// Passed to the worker unchanged.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// The default priority: room above and below.
+pub const DEFAULT_PRIORITY: u8 = 4;
+
+impl TaskOptions {
+    /// The defaults of Call and Pipe: ephemeral, one attempt.
+    pub fn call() -> Self {
+        Self {
+            target: Target::default(),
+            priority: DEFAULT_PRIORITY,
+            run_at: None,
+            queue_timeout_ms: 0,
+            run_timeout_ms: 0,
+            deadline_ms: 0,
+            retry: RetryPolicy::NONE,
+            idempotency_key: String::new(),
+            durability: Durability::Ephemeral,
+            retention_ms: None,
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    /// The defaults of Submit: durable, five attempts.
+    pub fn submit() -> Self {
+        Self { retry: RetryPolicy::SUBMIT, durability: Durability::Durable, ..Self::call() }
+    }
+
+    /// The shared default of Call and Pipe: most calls name no option, and then none is allocated.
+    pub fn shared_call() -> Arc<Self> {
+        static SHARED: LazyLock<Arc<TaskOptions>> = LazyLock::new(|| Arc::new(TaskOptions::call()));
+        Arc::clone(&SHARED)
+    }
+
+    /// The shared default of Submit.
+    pub fn shared_submit() -> Arc<Self> {
+        static SHARED: LazyLock<Arc<TaskOptions>> = LazyLock::new(|| Arc::new(TaskOptions::submit()));
+        Arc::clone(&SHARED)
+    }
+}
+
+/// What a caller hands in.
+#[derive(Clone, Debug)]
+pub struct NewTask {
+    /// Made by the edge, so that the scheduler draws no randomness.
+    pub id: TaskId,
+    /// The method to call.
+    pub method: String,
+    /// Its argument.
+    pub payload: Payload,
+    /// How to run it.
+    pub options: Arc<TaskOptions>,
+    /// Refuse with `method_not_served` instead of waiting when no live worker serves the method.
+    pub only_if_served: bool,
+}
+
+impl NewTask {
+    /// A call with the defaults of Call.
+    pub fn call(method: impl Into<String>, payload: Payload) -> Self {
+        Self {
+            id: TaskId::generate(),
+            method: method.into(),
+            payload,
+            options: TaskOptions::shared_call(),
+            only_if_served: false,
+        }
+    }
+}
+
+/// Why an attempt, and in the end a task, failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TaskError {
+    /// For programs.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// More, as handler and caller agree.
+    pub details: Option<Payload>,
+}
+
+impl TaskError {
+    /// Code of an attempt whose worker was lost.
+    pub const WORKER_LOST: &'static str = "worker_lost";
+    /// Code of an attempt that ran longer than it may.
+    pub const RUN_TIMEOUT: &'static str = "run_timeout";
+    /// Code of a handler's error that names none.
+    pub const HANDLER_ERROR: &'static str = "handler_error";
+
+    /// An error without details.
+    pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into(), details: None }
+    }
+}
+
+/// A deadline that passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpiredReason {
+    /// No worker took it in time.
+    QueueTimeout,
+    /// The total deadline passed.
+    Deadline,
+}
+
+/// How a task ended. Exactly one, and it never changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// What the handler returned.
+    Succeeded(Payload),
+    /// The last attempt's error.
+    Failed(TaskError),
+    /// Cancelled, with the reason given.
+    Cancelled(String),
+    /// A deadline passed.
+    Expired(ExpiredReason),
+}
+
+impl Outcome {
+    /// What it counts against limits, in bytes.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Succeeded(payload) => payload.size(),
+            Self::Failed(error) => {
+                error.code.len() + error.message.len() + error.details.as_ref().map_or(0, Payload::size)
+            }
+            Self::Cancelled(reason) => reason.len(),
+            Self::Expired(_) => 0,
+        }
+    }
+}
+
+/// Where a task stands, without what comes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StateName {
+    /// Waits for its time.
+    Delayed,
+    /// Waits for a worker.
+    Ready,
+    /// A worker holds it.
+    Leased,
+    /// Succeeded.
+    Finished,
+    /// Failed for good.
+    Dead,
+    /// Cancelled.
+    Cancelled,
+    /// A deadline passed.
+    Expired,
+}
+
+impl StateName {
+    /// All, in the order of a task's life.
+    pub const ALL: [Self; 7] = [
+        Self::Delayed,
+        Self::Ready,
+        Self::Leased,
+        Self::Finished,
+        Self::Dead,
+        Self::Cancelled,
+        Self::Expired,
+    ];
+
+    /// Lower case, as in JSON and on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delayed => "delayed",
+            Self::Ready => "ready",
+            Self::Leased => "leased",
+            Self::Finished => "finished",
+            Self::Dead => "dead",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// Where a task stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Waits until then.
+    Delayed {
+        /// When it becomes ready.
+        until: Timestamp,
+    },
+    /// Waits for a worker.
+    Ready,
+    /// A worker holds it.
+    Leased {
+        /// The fence.
+        lease: u64,
+        /// Who.
+        worker_id: Arc<str>,
+    },
+    /// Over.
+    Ended(Outcome),
+}
+
+impl State {
+    /// The name of the state.
+    pub const fn name(&self) -> StateName {
+        match self {
+            Self::Delayed { .. } => StateName::Delayed,
+            Self::Ready => StateName::Ready,
+            Self::Leased { .. } => StateName::Leased,
+            Self::Ended(Outcome::Succeeded(_)) => StateName::Finished,
+            Self::Ended(Outcome::Failed(_)) => StateName::Dead,
+            Self::Ended(Outcome::Cancelled(_)) => StateName::Cancelled,
+            Self::Ended(Outcome::Expired(_)) => StateName::Expired,
+        }
+    }
+
+    /// The outcome, once there is one.
+    pub const fn outcome(&self) -> Option<&Outcome> {
+        match self {
+            Self::Ended(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
+}
+
+/// One finished try that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// From 1.
+    pub number: u32,
+    /// Who tried.
+    pub worker_id: Arc<str>,
+    /// When it was assigned.
+    pub started_at: Timestamp,
+    /// When it failed.
+    pub ended_at: Timestamp,
+    /// Why.
+    pub error: TaskError,
+}
+
+/// One call of a method: the durable facts about it, and nothing else. What is not here does not survive
+/// a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Its name.
+    pub id: TaskId,
+    /// The method called.
+    pub method: Arc<str>,
+    /// The argument.
+    pub payload: Payload,
+    /// How to run it.
+    pub options: Arc<TaskOptions>,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// When its present life began: submission, or the last Retry. The total deadline counts from here.
+    pub since: Timestamp,
+    /// When it entered its present state.
+    pub changed_at: Timestamp,
+    /// Where it stands.
+    pub state: State,
+    /// The current attempt; 0 before the first.
+    pub attempt: u32,
+    /// Failed attempts, oldest first; the last [`ATTEMPTS_KEPT`].
+    pub attempts: Vec<Attempt>,
+    /// When an ended task is forgotten; `NEVER` until it has ended.
+    pub forget_at: Timestamp,
+}
+
+/// Failed attempts kept of one task.
+pub const ATTEMPTS_KEPT: usize = 16;
+
+impl Task {
+    /// When the total deadline passes.
+    pub fn deadline(&self) -> Timestamp {
+        match self.options.deadline_ms {
+            0 => Timestamp::NEVER,
+            ms => self.since + ms,
+        }
+    }
+
+    /// Whether its facts go to the store.
+    pub fn is_durable(&self) -> bool {
+        self.options.durability == Durability::Durable
+    }
+
+    /// What it counts against limits, in bytes.
+    pub fn size(&self) -> usize {
+        self.payload.size() + self.state.outcome().map_or(0, Outcome::size)
+    }
+}
+
+/// The latest word from a running handler.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Done so far.
+    pub current: u64,
+    /// Of so much; 0 is unknown.
+    pub total: u64,
+    /// For people.
+    pub message: String,
+}
+
+/// A piece of output ahead of the result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// The attempt that sent it.
+    pub attempt: u32,
+    /// From 0 within the attempt.
+    pub index: u64,
+    /// The piece.
+    pub data: Payload,
+}
+
+/// A function that a worker serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Method {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its version; 0.0.0 when none was given.
+    pub version: Version,
+    /// As given; empty when none was.
+    pub version_text: String,
+    /// One line.
+    pub summary: String,
+    /// Markdown. Untrusted.
+    pub docs: String,
+    /// JSON Schema as text.
+    pub input_schema: String,
+    /// JSON Schema as text.
+    pub output_schema: String,
+    /// Payloads to try.
+    pub examples: Vec<String>,
+    /// The pool it runs in.
+    pub pool: String,
+}
+
+/// Checks a method's name: 1 to 256 bytes, no control characters, no white space at either end. Nothing
+/// stricter: existing systems use names of every script and style.
+///
+/// # Errors
+/// `invalid_field` that says what is wrong with it.
+pub fn check_method_name(name: &str) -> Result<()> {
+    const MAX: usize = 256;
+    if name.is_empty() {
+        return Err(Error::invalid("method", "is empty; name the method to call"));
+    }
+    if name.len() > MAX {
+        return Err(Error::invalid("method", format_args!("is {} bytes long; at most {MAX}", name.len())));
+    }
+    if name.chars().any(char::is_control) || name.trim().len() != name.len() {
+        return Err(Error::invalid(
+            "method",
+            format_args!("{name:?} has control characters or white space at an end"),
+        ));
+    }
+    Ok(())
+}
