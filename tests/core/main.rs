@@ -1,1 +1,3 @@
+//! The rules, checked without a process or a socket; and the house rules.
+
 mod tidy;
