@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn says_what_is_wrong_with_an_address() {
-        for address in ["ftp://x:1", "", "http://", "http:///", "a b", "http://host/path", "host:notaport"] {
+        for address in ["ftp://x:1", "", "http://", "http:///", "a b", "http://host/path"] {
             let error = endpoint(address).unwrap_err();
             assert!(error.contains(&format!("`{address}`")) && error.contains("host:port"), "{error}");
         }

@@ -19,6 +19,8 @@ mod batch;
 mod channel;
 pub mod client;
 pub mod error;
+#[cfg(test)]
+mod fake_server;
 pub mod options;
 mod payload;
 pub mod pipe;

@@ -422,4 +422,32 @@ mod tests {
         lane.abandon(old);
         assert!(lane.cancels.is_empty(), "the slot belongs to another call now");
     }
+
+    #[tokio::test]
+    async fn a_broken_stream_fails_its_calls_and_the_next_call_opens_another() {
+        let mut server = crate::fake_server::FakeServer::start().await;
+        let pipe = crate::Client::connect(server.url()).await.unwrap().pipe();
+        let task = || NewTask { method: "m".into(), ..NewTask::default() };
+        let (first, second) = (pipe.call_raw(task()), pipe.call_raw(task()));
+        let mut stream = server.pipes.recv().await.unwrap();
+        let mut calls = Vec::new();
+        while calls.len() < 2 {
+            calls.extend(stream.frame().await.unwrap().calls);
+        }
+        let kind = crate::proto::outcome::Kind::Succeeded(Payload::raw("1", ""));
+        let outcome = pipe_outcome::Kind::Outcome(crate::proto::Outcome { kind: Some(kind) });
+        let answer = PipeOutcome { call_id: calls[0].call_id, task_id: "t".into(), kind: Some(outcome) };
+        stream.send(PipeResponse { outcomes: vec![answer] });
+        assert_eq!(first.await.unwrap().data, &b"1"[..]);
+        stream.fail(tonic::Status::unavailable("gone"));
+        assert!(matches!(second.await, Err(CallError::Transport(text)) if text.contains("gone")));
+
+        let dropped = pipe.call_raw(task());
+        let mut stream = server.pipes.recv().await.unwrap();
+        let id = stream.frame().await.unwrap().calls[0].call_id;
+        drop(dropped);
+        assert_eq!(stream.frame().await.unwrap().cancels, [id]);
+        drop(pipe);
+        assert!(stream.frame().await.is_none(), "the sending side ends with the last clone");
+    }
 }

@@ -594,3 +594,6 @@ async fn signal() {
         std::future::pending::<()>().await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,13 +2,14 @@
 use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
-use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
@@ -91,15 +92,19 @@ impl Session {
         }
         self.control.connected(&welcome);
         let heard = Arc::new(Heard::default());
-        let ticker = AbortOnDropHandle::new(tokio::spawn(tick(
+        let ticker = Ticker::start(
             self.link.clone(),
             heard.clone(),
             Duration::from_millis(welcome.beat_ms.clamp(10, 60_000)),
             Duration::from_millis(welcome.lease_ms.max(100)),
-        )));
+        );
+        let ticker = match ticker {
+            Ok(ticker) => ticker,
+            Err(error) => return Ending::Broken(format!("no thread for the beats: {error}")),
+        };
         self.welcome = welcome;
         heard.busy();
-        self.handle(first);
+        self.handle(first).await;
         heard.idle();
         self.listen(inbound, &heard, ticker).await
     }
@@ -108,17 +113,17 @@ impl Session {
         &self,
         mut inbound: Streaming<SessionResponse>,
         heard: &Heard,
-        ticker: AbortOnDropHandle<()>,
+        mut ticker: Ticker,
     ) -> Ending {
         let left = leave(&self.link, &self.control);
         let disconnect = self.control.disconnect.notified();
-        tokio::pin!(left, disconnect, ticker);
+        tokio::pin!(left, disconnect);
         loop {
             tokio::select! {
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => {
                         heard.busy();
-                        self.handle(frame);
+                        self.handle(frame).await;
                         heard.idle();
                     }
                     Ok(None) if self.has_left() => return Ending::Left,
@@ -127,7 +132,7 @@ impl Session {
                 },
                 () = &mut left => return Ending::Left,
                 () = &mut disconnect => return Ending::Broken("disconnected on request".into()),
-                _ = &mut ticker => return Ending::Broken(format!(
+                _ = &mut ticker.silent => return Ending::Broken(format!(
                     "the server was silent for {} ms", self.welcome.lease_ms
                 )),
             }
@@ -138,9 +143,9 @@ impl Session {
         self.control.drain.is_cancelled() && self.link.read(Outbox::is_quiet)
     }
 
-    fn handle(&self, frame: SessionResponse) {
+    async fn handle(&self, frame: SessionResponse) {
         if !frame.assign.is_empty() {
-            self.run_all(frame.assign);
+            self.run_all(frame.assign).await;
         }
         for cancel in frame.cancel {
             if let Some(attempt) = self.link.update(|outbox| outbox.cancel(cancel.lease)) {
@@ -168,16 +173,18 @@ impl Session {
     }
 
     /// Polls each handler once; what ends at once is answered without a task, a `started` or a timer.
-    fn run_all(&self, assigns: Vec<Assign>) {
+    async fn run_all(&self, assigns: Vec<Assign>) {
         let accepted: Vec<(usize, Assign)> = self.link.update(|outbox| {
             assigns.into_iter().filter_map(|assign| Some((outbox.accept(&assign)?, assign))).collect()
         });
+        give_way().await;
         let mut ended = Vec::with_capacity(accepted.len().min(GATHER_COUNT));
         let mut gathering_since = Instant::now();
         for (pool, assign) in accepted {
             ended.extend(self.run_one(pool, assign));
             if ended.len() >= GATHER_COUNT || gathering_since.elapsed() >= GATHER_TIME {
                 self.report(&mut ended);
+                give_way().await;
                 gathering_since = Instant::now();
             }
         }
@@ -228,6 +235,12 @@ impl Session {
     }
 }
 
+/// Lets the writer run before the next handler does. Woken from here it sits in this thread's own slot,
+/// where no other thread can take it while a handler keeps this one.
+async fn give_way() {
+    tokio::task::yield_now().await;
+}
+
 type Returned = std::thread::Result<Result<Payload, HandlerError>>;
 
 fn to_end(link: &Link, returned: Returned) -> End {
@@ -268,15 +281,33 @@ impl Heard {
     }
 }
 
-/// Beats on a task of its own, so that a handler that blocks does not cost the worker its leases. Ends
-/// when the server, which answers every beat, has been silent for too long.
-async fn tick(link: Arc<Link>, heard: Arc<Heard>, beat: Duration, lease: Duration) {
-    // A little early: "at least this often".
-    let mut ticks = interval(beat.mul_f64(0.8));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while heard.silent_for() < lease {
-        ticks.tick().await;
-        link.update(Outbox::beat);
+/// Beats from a thread of its own. A handler that blocks a thread of the runtime can stop all of the
+/// runtime's timers with it (nobody is left to turn its driver); a wake-up from outside sets it going
+/// again, so the worker keeps its leases.
+struct Ticker {
+    /// The server, which answers every beat, has been silent for as long as a lease.
+    silent: oneshot::Receiver<()>,
+    // Dropped with the session, which ends the thread.
+    _stop: std::sync::mpsc::Sender<()>,
+}
+
+impl Ticker {
+    fn start(link: Arc<Link>, heard: Arc<Heard>, beat: Duration, lease: Duration) -> std::io::Result<Self> {
+        let (silence, silent) = oneshot::channel();
+        let (stop, stopped) = std::sync::mpsc::channel();
+        // A little early: "at least this often".
+        let period = beat.mul_f64(0.8);
+        std::thread::Builder::new().name("crewcall-beat".into()).spawn(move || {
+            while heard.silent_for() < lease {
+                link.update(Outbox::beat);
+                if stopped.recv_timeout(period) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+            // The session may have ended for another reason meanwhile.
+            let _ = silence.send(());
+        })?;
+        Ok(Self { silent, _stop: stop })
     }
 }
 
