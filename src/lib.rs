@@ -7,6 +7,7 @@ pub mod handle;
 pub mod listener;
 pub mod outbox;
 pub mod row;
+pub mod rpc;
 pub mod scheduler;
 pub mod shutdown;
 pub mod store;

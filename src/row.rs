@@ -16,8 +16,8 @@ use prost::Message;
 
 use crate::clock::Timestamp;
 use crate::task::{
-    Attempt, Durability, ExpiredReason, Outcome, Payload, RetryPolicy, State, Target, Task, TaskError, TaskId,
-    TaskOptions,
+    Attempt, Durability, ExpiredReason, Outcome, Payload, RetryPolicy, State, Target, Task, TaskError,
+    TaskId, TaskOptions,
 };
 
 /// Names a row.

@@ -155,8 +155,7 @@ impl Scheduler {
 
     /// When `tick` has something to do next.
     pub fn due(&self) -> Option<Timestamp> {
-        let answered =
-            self.answered.head().map(|slot| self.ledger.task(slot).forget_at);
+        let answered = self.answered.head().map(|slot| self.ledger.task(slot).forget_at);
         [self.deadlines.next(), answered].into_iter().flatten().min()
     }
 
@@ -226,7 +225,9 @@ impl Scheduler {
         self.ledger.slot_of(id).ok_or_else(|| {
             Error::new(
                 Reason::TaskNotFound,
-                format!("no task {id}: it never was, or its outcome was kept for its retention time and is gone"),
+                format!(
+                    "no task {id}: it never was, or its outcome was kept for its retention time and is gone"
+                ),
             )
         })
     }

@@ -493,6 +493,25 @@ pub struct Method {
     pub pool: String,
 }
 
+impl Method {
+    /// The version that `text` means; 0.0.0 when it is empty.
+    ///
+    /// # Errors
+    /// `invalid_field` when it is not a semantic version.
+    pub fn parse_version(name: &str, text: &str) -> Result<Version> {
+        if text.is_empty() {
+            return Ok(Version::new(0, 0, 0));
+        }
+        Version::parse(text).map_err(|problem| {
+            let field = format!("methods[{name:?}].version");
+            Error::invalid(
+                &field,
+                format_args!("{text:?} is not a semantic version such as 1.2.0: {problem}"),
+            )
+        })
+    }
+}
+
 /// Checks a method's name: 1 to 256 bytes, no control characters, no white space at either end. Nothing
 /// stricter: existing systems use names of every script and style.
 ///

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::command::{ConnId, Cursor, SessionId, Waiter, WorkerId};
 use crate::clock::Timestamp;
 use crate::error::Error;
-use crate::task::{Attempt, Chunk, Method, Outcome, Payload, Progress, State, StateName, TaskId, TaskOptions};
+use crate::task::{
+    Attempt, Chunk, Method, Outcome, Payload, Progress, State, StateName, TaskId, TaskOptions,
+};
 
 /// Somebody must be told something. Effects are carried out in order.
 #[derive(Debug)]

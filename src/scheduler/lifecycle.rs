@@ -36,10 +36,8 @@ impl Scheduler {
     }
 
     pub(super) fn submit(&mut self, tasks: Vec<NewTask>, waiter: Waiter, out: &mut Output) {
-        let max = self.limits.submit_tasks;
-        if tasks.is_empty() || tasks.len() > max {
-            let message = format!("tasks: {} given; hand in 1 to {max} at once", tasks.len());
-            return out.refuse(waiter, Error::new(Reason::TooManyItems, message));
+        if let Err(error) = self.limits.check_submit(tasks.len()) {
+            return out.refuse(waiter, error);
         }
         let mut gated = false;
         let results = tasks
@@ -156,7 +154,10 @@ impl Scheduler {
         }
         Err(Error::new(
             Reason::IdempotencyConflict,
-            format!("idempotency key {key:?} stands for task {} with another payload; use a new key", task.id),
+            format!(
+                "idempotency key {key:?} stands for task {} with another payload; use a new key",
+                task.id
+            ),
         ))
     }
 
@@ -214,7 +215,8 @@ impl Scheduler {
         }
         let max = self.limits.waiters_per_task;
         if self.lives[slot].waiters.len() >= max {
-            let message = format!("{max} callers wait for task {} already (limits.waiters_per_task)", task.id);
+            let message =
+                format!("{max} callers wait for task {} already (limits.waiters_per_task)", task.id);
             return out.refuse(waiter, Error::new(Reason::ServerFull, message));
         }
         self.lives[slot].waiters.push(waiter);
@@ -241,7 +243,10 @@ impl Scheduler {
     /// While the server stops, whoever waits for work that will not begin any more is told at once.
     pub(super) fn turn_away(&mut self, slot: Slot, out: &mut Output) {
         let error = || {
-            Error::new(Reason::ShuttingDown, "the server is stopping and no worker has begun; try another or come back")
+            Error::new(
+                Reason::ShuttingDown,
+                "the server is stopping and no worker has begun; try another or come back",
+            )
         };
         for waiter in std::mem::take(&mut self.lives[slot].waiters) {
             out.refuse(waiter, error());
@@ -331,9 +336,8 @@ impl Scheduler {
     /// Tells the worker that runs the task to stop.
     fn stop_running(&mut self, slot: Slot, reason: String, out: &mut Output) {
         let State::Leased { lease, .. } = self.ledger.task(slot).state else { return };
-        let conn = self.lives[slot]
-            .pool
-            .and_then(|pool| self.roster.sessions[self.roster.pools[pool].session].conn);
+        let conn =
+            self.lives[slot].pool.and_then(|pool| self.roster.sessions[self.roster.pools[pool].session].conn);
         if let Some(conn) = conn {
             out.now(EffectKind::Tell(conn, Tell::Cancel(lease, reason)));
         }

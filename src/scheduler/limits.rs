@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::error::{Error, Reason, Result};
+
 /// All limits and periods of the scheduler, with their defaults. The unit is in the name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -66,6 +68,33 @@ pub struct Limits {
     pub retention_ms: u64,
     /// Retention of calls whose caller got the outcome.
     pub answered_retention_ms: u64,
+}
+
+impl Limits {
+    /// How many tasks one Submit may hold. Edges ask before they look at each task, so that a message of a
+    /// million empty ones costs nothing more.
+    ///
+    /// # Errors
+    /// `too_many_items` for none and for more than `submit_tasks`.
+    pub fn check_submit(&self, count: usize) -> Result<()> {
+        if (1..=self.submit_tasks).contains(&count) {
+            return Ok(());
+        }
+        let message = format!("tasks: {count} given; hand in 1 to {} at once", self.submit_tasks);
+        Err(Error::new(Reason::TooManyItems, message))
+    }
+
+    /// How many calls one frame of a pipe may hold.
+    ///
+    /// # Errors
+    /// `too_many_items` for more than may be in flight at all.
+    pub fn check_pipe_frame(&self, count: usize) -> Result<()> {
+        if count <= self.pipe_calls {
+            return Ok(());
+        }
+        let message = format!("calls: {count} in one frame; at most {} (limits.pipe_calls)", self.pipe_calls);
+        Err(Error::new(Reason::TooManyItems, message))
+    }
 }
 
 impl Default for Limits {

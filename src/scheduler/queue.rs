@@ -70,7 +70,10 @@ impl Queue {
         self.lists.iter().skip(usize::from(priority)).map(List::len).sum::<usize>().saturating_sub(1)
     }
 
-    #[allow(clippy::indexing_slicing, reason = "priorities are checked to be at most 9 when a task is accepted")]
+    #[allow(
+        clippy::indexing_slicing,
+        reason = "priorities are checked to be at most 9 when a task is accepted"
+    )]
     fn list(&mut self, priority: u8) -> &mut List {
         &mut self.lists[usize::from(priority)]
     }

@@ -128,8 +128,11 @@ struct MethodEntry {
     plain: Option<usize>,
     offers: Vec<usize>,
     /// As registered last, by version.
-    served: BTreeMap<Version, (Arc<Method>, u32)>,
+    served: Served,
 }
+
+/// Versions of a method that are served: as registered last, and by how many live workers.
+pub(crate) type Served = BTreeMap<Version, (Arc<Method>, u32)>;
 
 /// A pool that was chosen, and the version of the method it will run.
 #[derive(Clone, Debug)]
@@ -324,9 +327,10 @@ impl Roster {
             if let Some(entry) = self.methods.get_mut(name) {
                 entry.offers.retain(|other| *other != offer);
                 let offers = &self.offers;
-                let still = entry.offers.iter().any(|o| {
-                    offers[*o].key.methods.contains(&(Arc::clone(name), version.clone()))
-                });
+                let still = entry
+                    .offers
+                    .iter()
+                    .any(|o| offers[*o].key.methods.contains(&(Arc::clone(name), version.clone())));
                 if !still {
                     entry.served.remove(version);
                 }
@@ -606,7 +610,7 @@ impl Roster {
     /// Methods in order, each with its versions and the tasks that wait for it.
     pub(crate) fn method_entries(
         &self,
-    ) -> impl Iterator<Item = (&Arc<str>, &BTreeMap<Version, (Arc<Method>, u32)>, u64)> {
+    ) -> impl Iterator<Item = (&Arc<str>, &Served, u64)> {
         self.methods.iter().map(|(name, entry)| {
             let ready = entry.routes.values().map(|route| self.routes[*route].queue.len() as u64).sum();
             (name, &entry.served, ready)

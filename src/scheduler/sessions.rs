@@ -54,7 +54,8 @@ impl Scheduler {
             self.end_session(old, Some(error), "its worker was started anew", out);
         }
         if resumed.is_none() && self.roster.sessions.len() >= self.limits.sessions {
-            let message = format!("{} workers are connected, the limit (limits.sessions)", self.limits.sessions);
+            let message =
+                format!("{} workers are connected, the limit (limits.sessions)", self.limits.sessions);
             return out.refuse(waiter, Error::new(Reason::TooManyWorkers, message));
         }
         let listed = hello.in_flight.clone();
@@ -154,7 +155,8 @@ impl Scheduler {
         let Some(slot) = self.orphans.get(&lease).copied() else { return false };
         let task = self.ledger.task(slot);
         let session = &mut self.roster.sessions[key];
-        let theirs = matches!(&task.state, State::Leased { worker_id, .. } if *worker_id == session.worker_id);
+        let theirs =
+            matches!(&task.state, State::Leased { worker_id, .. } if *worker_id == session.worker_id);
         let pool_name = session.hello.methods.iter().find(|m| m.name == task.method).map(|m| m.pool.as_str());
         let pool = session
             .pools
@@ -291,7 +293,11 @@ impl Scheduler {
             return;
         }
         if let Some(reason) = frame.bye {
-            let why = if reason.is_empty() { "its worker left".into() } else { format!("its worker left: {reason}") };
+            let why = if reason.is_empty() {
+                "its worker left".into()
+            } else {
+                format!("its worker left: {reason}")
+            };
             self.end_session(key, None, &why, out);
         }
     }
@@ -383,7 +389,9 @@ impl Scheduler {
             .iter()
             .copied()
             .find(|pool| &*self.roster.pools[*pool].name == name)
-            .ok_or_else(|| Error::invalid("credits.pool", format_args!("{name:?} is not one of its pools")))?;
+            .ok_or_else(|| {
+                Error::invalid("credits.pool", format_args!("{name:?} is not one of its pools"))
+            })?;
         let entry = &mut self.roster.pools[pool];
         let most = entry.assigned + u64::from(self.limits.credit_per_pool);
         let granted = total.min(most);

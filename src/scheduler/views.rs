@@ -103,9 +103,16 @@ impl Scheduler {
         let ms_since = self.now.since(task.changed_at);
         match &task.state {
             State::Ended(_) => {
-                let mut details: Vec<String> = task.attempts.iter().map(|attempt| {
-                    format!("attempt {} on {}: {}: {}", attempt.number, attempt.worker_id, attempt.error.code, attempt.error.message)
-                }).collect();
+                let mut details: Vec<String> = task
+                    .attempts
+                    .iter()
+                    .map(|attempt| {
+                        format!(
+                            "attempt {} on {}: {}: {}",
+                            attempt.number, attempt.worker_id, attempt.error.code, attempt.error.message
+                        )
+                    })
+                    .collect();
                 details.reverse();
                 (format!("It has ended: {}, {ms_since} ms ago.", task.state.name().as_str()), details)
             }
@@ -114,7 +121,10 @@ impl Scheduler {
                 match task.attempts.last() {
                     Some(last) => (
                         format!("It waits {wait} ms more before attempt {}.", task.attempt + 1),
-                        vec![format!("attempt {} on {} failed: {}: {}", last.number, last.worker_id, last.error.code, last.error.message)],
+                        vec![format!(
+                            "attempt {} on {} failed: {}: {}",
+                            last.number, last.worker_id, last.error.code, last.error.message
+                        )],
                     ),
                     None => (format!("It is to run in {wait} ms, as asked for."), Vec::new()),
                 }
@@ -122,7 +132,9 @@ impl Scheduler {
             State::Leased { lease, worker_id } => {
                 let stage = match (live.pool, live.started) {
                     (None, _) => "the server was restarted and waits for the worker to come back",
-                    (Some(pool), _) if self.roster.sessions[self.roster.pools[pool].session].conn.is_none() => {
+                    (Some(pool), _)
+                        if self.roster.sessions[self.roster.pools[pool].session].conn.is_none() =>
+                    {
                         "the worker's connection is broken; the server waits for it to come back"
                     }
                     (Some(_), true) => "the handler has begun",
@@ -150,9 +162,16 @@ impl Scheduler {
         let summary = if serving.is_empty() {
             format!("No live worker serves {:?}; it has waited {ms_since} ms.", &*task.method)
         } else if fitting.is_empty() {
-            format!("{} live worker pools serve {:?}, but none fits its target.", serving.len(), &*task.method)
+            format!(
+                "{} live worker pools serve {:?}, but none fits its target.",
+                serving.len(),
+                &*task.method
+            )
         } else {
-            format!("All {} worker pools that may run it are full; it has waited {ms_since} ms.", fitting.len())
+            format!(
+                "All {} worker pools that may run it are full; it has waited {ms_since} ms.",
+                fitting.len()
+            )
         };
         let target = &route.target;
         if !target.version.is_empty() {
@@ -160,7 +179,11 @@ impl Scheduler {
                 serving.iter().flat_map(|(versions, _)| versions.iter().map(ToString::to_string)).collect();
             versions.sort();
             versions.dedup();
-            details.push(format!("it asks for version {}; served are: {}", target.version, versions.join(", ")));
+            details.push(format!(
+                "it asks for version {}; served are: {}",
+                target.version,
+                versions.join(", ")
+            ));
         }
         if !target.group.is_empty() {
             details.push(format!("it asks for group {:?}", target.group));

@@ -36,9 +36,7 @@ struct Watcher {
 impl Filter {
     /// Whether the task meets all conditions.
     pub(crate) fn matches(&self, task: &Task) -> bool {
-        let held_by = |worker: &str| {
-            matches!(&task.state, crate::task::State::Leased { worker_id, .. } if **worker_id == *worker)
-        };
+        let held_by = |worker: &str| matches!(&task.state, crate::task::State::Leased { worker_id, .. } if **worker_id == *worker);
         (self.method.is_empty() || *task.method == *self.method)
             && (self.states.is_empty() || self.states.contains(&task.state.name()))
             && (self.worker_id.is_empty() || held_by(&self.worker_id))
@@ -60,7 +58,8 @@ impl Scheduler {
             return out.refuse(waiter, Error::new(Reason::TooManyItems, message));
         }
         if self.watchers.by_conn.len() >= self.limits.watchers {
-            let message = format!("{} watch streams are open, the limit (limits.watchers)", self.limits.watchers);
+            let message =
+                format!("{} watch streams are open, the limit (limits.watchers)", self.limits.watchers);
             return out.refuse(waiter, Error::new(Reason::TooManyWatchers, message));
         }
         let slots: Result<BTreeMap<TaskId, Slot>, Error> =
@@ -103,17 +102,16 @@ impl Scheduler {
         self.watchers.keeping = true;
         let resumable = |seen: &u64| {
             *seen <= self.watchers.seq
-                && self.watchers.recent.front().map_or(*seen == self.watchers.seq, |(first, _)| *first <= *seen + 1)
+                && self
+                    .watchers
+                    .recent
+                    .front()
+                    .map_or(*seen == self.watchers.seq, |(first, _)| *first <= *seen + 1)
         };
         let slots: Vec<Slot> = match seen.filter(resumable) {
             Some(seen) => {
-                let changed: BTreeSet<TaskId> = self
-                    .watchers
-                    .recent
-                    .iter()
-                    .filter(|(seq, _)| *seq > seen)
-                    .map(|(_, id)| *id)
-                    .collect();
+                let changed: BTreeSet<TaskId> =
+                    self.watchers.recent.iter().filter(|(seq, _)| *seq > seen).map(|(_, id)| *id).collect();
                 changed.into_iter().filter_map(|id| self.ledger.slot_of(id)).collect()
             }
             None => {
@@ -166,8 +164,11 @@ impl Scheduler {
                 self.watchers.recent.pop_front();
             }
             for conn in self.watchers.filters.clone() {
-                let wanted =
-                    self.watchers.by_conn.get(&conn).is_some_and(|w| w.filter.matches(self.ledger.task(slot)));
+                let wanted = self
+                    .watchers
+                    .by_conn
+                    .get(&conn)
+                    .is_some_and(|w| w.filter.matches(self.ledger.task(slot)));
                 if wanted {
                     let view = self.view(slot);
                     self.tell_watcher(conn, slot, EventKind::Task(view), out);

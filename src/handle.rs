@@ -1,0 +1,501 @@
+//! The only door to the engine: cloneable, one async function for each thing one can ask. Every edge builds
+//! the same commands here, so edges cannot disagree.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::engine::{Message, SessionItem, Stream};
+use crate::error::{Error, Reason, Result};
+use crate::outbox::Outbox;
+use crate::scheduler::{
+    Accepted, Command, ConnId, Cursor, Event, Explanation, Filter, Frame, Hello, Limits, MethodView, Reply,
+    SessionId, Stats, TaskView, Waiter, Welcome, WorkerView,
+};
+use crate::task::{NewTask, Outcome, TaskId};
+
+/// The way to a running engine. Clones are cheap and share it.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    sender: mpsc::Sender<Message>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    limits: Limits,
+    next_tag: AtomicU64,
+    /// Stream ids; 0 stands for questions.
+    next_conn: AtomicU32,
+}
+
+impl Handle {
+    pub(crate) fn new(sender: mpsc::Sender<Message>, limits: Limits) -> Self {
+        let shared = Shared { limits, next_tag: AtomicU64::new(1), next_conn: AtomicU32::new(1) };
+        Self { sender, shared: Arc::new(shared) }
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    // --- callers ----------------------------------------------------------------------------------
+
+    /// Runs a task and waits for its outcome. Dropping the future tells the scheduler that the caller has
+    /// gone, which cancels the task unless it is durable or others wait for it.
+    ///
+    /// # Errors
+    /// When the task is refused. A task that fails is not an error but an outcome.
+    pub async fn call(&self, task: NewTask) -> Result<(TaskId, Outcome)> {
+        let id = task.id;
+        self.outcome_of(id, Command::Call { task, waiter: Waiter::default() }).await
+    }
+
+    /// Takes tasks; each is accepted or refused for itself. A durable one is accepted once it is stored.
+    ///
+    /// # Errors
+    /// When the list as a whole is refused: empty, or too long.
+    pub async fn submit(&self, tasks: Vec<NewTask>) -> Result<Vec<Result<Accepted>>> {
+        match self.ask(Command::Submit { tasks, waiter: Waiter::default() }).await? {
+            Reply::Submitted(results) => Ok(results),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// A pipe: many calls in flight over one pair of streams.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn pipe(&self) -> Result<Pipe> {
+        let conn = self.new_conn();
+        let outbox = Outbox::default();
+        self.send(Message::Open { conn, stream: Stream::Pipe(outbox.clone()) }).await?;
+        Ok(Pipe { handle: self.clone(), conn, outbox, calls: Mutex::default() })
+    }
+
+    /// One task as it stands.
+    ///
+    /// # Errors
+    /// `task_not_found`.
+    pub async fn get(&self, id: TaskId) -> Result<TaskView> {
+        self.ask_task(Command::Get { id, take: false, waiter: Waiter::default() }).await
+    }
+
+    /// One task as it stands; if it has ended, it is forgotten in the same step, so that of many who ask
+    /// exactly one gets the outcome.
+    ///
+    /// # Errors
+    /// `task_not_found`.
+    pub async fn take(&self, id: TaskId) -> Result<TaskView> {
+        self.ask_task(Command::Get { id, take: true, waiter: Waiter::default() }).await
+    }
+
+    /// Waits until the task has ended, or `wait` has passed. The outcome stays where it is.
+    ///
+    /// # Errors
+    /// `task_not_found`.
+    pub async fn wait(&self, id: TaskId, wait: Duration) -> Result<()> {
+        let ended = self.outcome_of(id, Command::Await { id, waiter: Waiter::default() });
+        match tokio::time::timeout(wait, ended).await {
+            Ok(ended) => ended.map(|_| ()),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// A page of tasks, newest first, and where the next one begins.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn list(
+        &self,
+        filter: Filter,
+        after: Option<TaskId>,
+        limit: usize,
+    ) -> Result<(Vec<TaskView>, Option<TaskId>)> {
+        match self.ask(Command::List { filter, after, limit, waiter: Waiter::default() }).await? {
+            Reply::Tasks(tasks, next) => Ok((tasks, next)),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Ends a task.
+    ///
+    /// # Errors
+    /// `task_not_found`, `task_ended`.
+    pub async fn cancel(&self, id: TaskId, reason: String) -> Result<TaskView> {
+        self.ask_task(Command::Cancel { id, reason, waiter: Waiter::default() }).await
+    }
+
+    /// Runs an ended task again.
+    ///
+    /// # Errors
+    /// `task_not_found`, `task_not_ended`, `shutting_down`.
+    pub async fn retry(&self, id: TaskId) -> Result<TaskView> {
+        self.ask_task(Command::Retry { id, waiter: Waiter::default() }).await
+    }
+
+    /// Why is it where it is?
+    ///
+    /// # Errors
+    /// `task_not_found`.
+    pub async fn explain(&self, id: TaskId) -> Result<Explanation> {
+        match self.ask(Command::Explain { id, waiter: Waiter::default() }).await? {
+            Reply::Explained(explanation) => Ok(*explanation),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Follows tasks: those named, or those that match when none is named.
+    ///
+    /// # Errors
+    /// `task_not_found`, `too_many_items`, `too_many_watchers`.
+    pub async fn watch(&self, ids: Vec<TaskId>, filter: Filter, cursor: Option<Cursor>) -> Result<Watch> {
+        let conn = self.new_conn();
+        let outbox = Outbox::default();
+        self.send(Message::Open { conn, stream: Stream::Watch(outbox.clone()) }).await?;
+        // From here on its drop closes the stream.
+        let watch = Watch { handle: self.clone(), conn, outbox };
+        let waiter = Waiter::default();
+        match self.ask(Command::Watch { ids, filter, cursor, conn, waiter }).await? {
+            Reply::Watching => Ok(watch),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    // --- workers ----------------------------------------------------------------------------------
+
+    /// Opens, or resumes, a worker's session.
+    ///
+    /// # Errors
+    /// When the hello breaks a rule, too many workers are connected, or the server is stopping.
+    pub async fn join(&self, hello: Hello) -> Result<(Welcome, Session)> {
+        let conn = self.new_conn();
+        let outbox = Outbox::default();
+        self.send(Message::Open { conn, stream: Stream::Session(outbox.clone()) }).await?;
+        let token = uuid::Uuid::new_v4().as_u128();
+        let command = Command::Join { hello: Box::new(hello), conn, token, waiter: Waiter::default() };
+        match self.ask(command).await {
+            Ok(Reply::Joined(welcome)) => {
+                let session = Session { handle: self.clone(), conn, id: welcome.session, outbox };
+                Ok((*welcome, session))
+            }
+            Ok(other) => Err(unexpected(other)),
+            Err(error) => {
+                self.send_later(Message::Gone { conn });
+                Err(error)
+            }
+        }
+    }
+
+    // --- operators --------------------------------------------------------------------------------
+
+    /// Connected workers, by name.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn workers(&self) -> Result<Vec<WorkerView>> {
+        match self.ask(Command::Workers { waiter: Waiter::default() }).await? {
+            Reply::Workers(workers) => Ok(workers),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Methods served or waited for, by name and version.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn methods(&self) -> Result<Vec<MethodView>> {
+        match self.ask(Command::Methods { waiter: Waiter::default() }).await? {
+            Reply::Methods(methods) => Ok(methods),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Counts.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn stats(&self) -> Result<Stats> {
+        match self.ask(Command::Stats { waiter: Waiter::default() }).await? {
+            Reply::Stats(stats) => Ok(*stats),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Asks a worker to take no more, finish and leave.
+    ///
+    /// # Errors
+    /// `worker_not_found`.
+    pub async fn drain(&self, worker_id: String, reason: String) -> Result<()> {
+        match self.ask(Command::Drain { worker_id, reason, waiter: Waiter::default() }).await? {
+            Reply::Draining => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Begins to stop: nothing new is taken, workers are asked to leave, callers whose task no worker has
+    /// begun are refused with `shutting_down`. Returns when no worker runs anything any more; give it a
+    /// time limit.
+    pub async fn shutdown(&self) {
+        let (idle, done) = oneshot::channel();
+        if self.send(Message::Shutdown { idle }).await.is_ok() {
+            done.await.ok();
+        }
+    }
+
+    /// Stops the engine. What was handed to the store is stored first.
+    pub async fn halt(&self) {
+        self.send(Message::Halt).await.ok();
+    }
+
+    // --- how ----------------------------------------------------------------------------------------
+
+    fn new_conn(&self) -> ConnId {
+        loop {
+            // 0 stands for questions; it comes round once in four thousand million streams.
+            let conn = self.shared.next_conn.fetch_add(1, Ordering::Relaxed);
+            if conn != 0 {
+                return conn;
+            }
+        }
+    }
+
+    async fn send(&self, message: Message) -> Result<()> {
+        self.sender.send(message).await.map_err(|_| stopped())
+    }
+
+    /// For drops, which cannot wait: at once when there is room, else from a task of its own.
+    fn send_later(&self, message: Message) {
+        if let Err(mpsc::error::TrySendError::Full(message)) = self.sender.try_send(message)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let sender = self.sender.clone();
+            runtime.spawn(async move { sender.send(message).await.ok() });
+        }
+    }
+
+    async fn ask(&self, command: Command) -> Result<Reply> {
+        let tag = self.shared.next_tag.fetch_add(1, Ordering::Relaxed);
+        let (reply, answer) = oneshot::channel();
+        self.send(Message::Ask { command, tag, reply }).await?;
+        match answer.await {
+            Ok(Reply::Refused(error)) => Err(error),
+            Ok(reply) => Ok(reply),
+            Err(_) => Err(stopped()),
+        }
+    }
+
+    async fn ask_task(&self, command: Command) -> Result<TaskView> {
+        match self.ask(command).await? {
+            Reply::Task(view) => Ok(*view),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Sends a command that is answered at the end of task `id`; when the future is dropped before, the
+    /// scheduler hears of it.
+    async fn outcome_of(&self, id: TaskId, command: Command) -> Result<(TaskId, Outcome)> {
+        let tag = self.shared.next_tag.fetch_add(1, Ordering::Relaxed);
+        let (reply, answer) = oneshot::channel();
+        self.send(Message::Ask { command, tag, reply }).await?;
+        let mut guard = LeaveGuard { handle: self, id, tag, armed: true };
+        let answer = answer.await;
+        guard.armed = false;
+        match answer {
+            Ok(Reply::Ended(id, outcome)) => Ok((id, outcome)),
+            Ok(other) => Err(unexpected(other)),
+            Err(_) => Err(stopped()),
+        }
+    }
+}
+
+/// Tells the scheduler when a caller stops waiting.
+struct LeaveGuard<'a> {
+    handle: &'a Handle,
+    id: TaskId,
+    tag: u64,
+    armed: bool,
+}
+
+impl Drop for LeaveGuard<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            let waiter = Waiter { conn: 0, tag: self.tag };
+            let command = Command::Abandon { id: self.id, waiter, cancel: false };
+            self.handle.send_later(Message::Command(command));
+            self.handle.send_later(Message::Unask { tag: self.tag });
+        }
+    }
+}
+
+/// Many calls in flight over one pair of streams. Dropping it tells the scheduler that the caller of all
+/// that is in flight has gone.
+#[derive(Debug)]
+pub struct Pipe {
+    handle: Handle,
+    conn: ConnId,
+    outbox: Outbox<(u64, Reply)>,
+    /// In flight, by the caller's number: handed in, and not yet taken out of the outbox. Shared by the
+    /// reading and the writing half of one stream, locked once a frame.
+    calls: Mutex<HashMap<u64, TaskId, foldhash::fast::RandomState>>,
+}
+
+impl Pipe {
+    /// Hands in calls. Those that cannot be taken are returned with the reason; the rest is answered
+    /// through `poll_outcomes`.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn call(&self, mut calls: Vec<(u64, NewTask)>) -> Result<Vec<(u64, Error)>> {
+        let mut refused = Vec::new();
+        {
+            let most = self.handle.limits().pipe_calls;
+            let mut known = self.calls.lock();
+            calls.retain(|(number, task)| {
+                let error = if known.len() >= most {
+                    let message =
+                        format!("{most} calls are in flight on this pipe, the limit (limits.pipe_calls)");
+                    Error::new(Reason::TooManyInFlight, message)
+                } else if known.contains_key(number) {
+                    Error::new(Reason::CallIdInUse, format!("call_id {number} is in flight on this pipe"))
+                } else {
+                    known.insert(*number, task.id);
+                    return true;
+                };
+                refused.push((*number, error));
+                false
+            });
+        }
+        if !calls.is_empty() {
+            self.handle.send(Message::Calls { conn: self.conn, calls }).await?;
+        }
+        Ok(refused)
+    }
+
+    /// Whether a frame may hold so many calls.
+    ///
+    /// # Errors
+    /// `too_many_items`.
+    pub fn check_frame(&self, calls: usize) -> Result<()> {
+        self.handle.limits().check_pipe_frame(calls)
+    }
+
+    /// Cancels a call in flight, by its number; one that is not in flight is no error.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn cancel(&self, number: u64) -> Result<()> {
+        let id = self.calls.lock().get(&number).copied();
+        let Some(id) = id else { return Ok(()) };
+        // The call itself is answered with its outcome; nobody waits for the answer to this.
+        let (reason, waiter) = ("cancelled by its caller".to_owned(), Waiter::default());
+        self.handle.send(Message::Command(Command::Cancel { id, reason, waiter })).await
+    }
+
+    /// Everything that has been answered, in `items`, which must be empty. See [`Outbox::poll_take`].
+    pub fn poll_outcomes(
+        &self,
+        cx: &mut Context<'_>,
+        items: &mut Vec<(u64, Reply)>,
+    ) -> Poll<Result<bool, Error>> {
+        let ready = self.outbox.poll_take(cx, items);
+        if matches!(ready, Poll::Ready(Ok(true))) {
+            let mut known = self.calls.lock();
+            for (number, _) in items.iter() {
+                known.remove(number);
+            }
+        }
+        ready
+    }
+
+    /// Whether every call has been answered and the answers taken.
+    pub fn is_idle(&self) -> bool {
+        self.calls.lock().is_empty()
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        let calls = self.calls.get_mut().drain().collect();
+        self.handle.send_later(Message::HungUp { conn: self.conn, calls });
+    }
+}
+
+/// A worker's session. Dropping it means that its stream broke.
+#[derive(Debug)]
+pub struct Session {
+    handle: Handle,
+    conn: ConnId,
+    id: SessionId,
+    outbox: Outbox<SessionItem>,
+}
+
+impl Session {
+    /// Its name.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// What the worker says.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn say(&self, frame: Frame) -> Result<()> {
+        let frame = Box::new(frame);
+        self.handle.send(Message::Command(Command::Frame { session: self.id, conn: self.conn, frame })).await
+    }
+
+    /// What the worker is told. Ends with the reason when the session is over.
+    pub fn outbox(&self) -> &Outbox<SessionItem> {
+        &self.outbox
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.handle.send_later(Message::Command(Command::Broken { session: self.id, conn: self.conn }));
+        self.handle.send_later(Message::Gone { conn: self.conn });
+    }
+}
+
+/// A watch. Dropping it ends it.
+#[derive(Debug)]
+pub struct Watch {
+    handle: Handle,
+    conn: ConnId,
+    outbox: Outbox<Event>,
+}
+
+impl Watch {
+    /// What happens. Ends normally once all named tasks have ended.
+    pub fn outbox(&self) -> &Outbox<Event> {
+        &self.outbox
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.handle.send_later(Message::Command(Command::Unwatch { conn: self.conn }));
+        self.handle.send_later(Message::Gone { conn: self.conn });
+    }
+}
+
+fn stopped() -> Error {
+    Error::new(Reason::ShuttingDown, "the server is stopping")
+}
+
+fn unexpected(reply: Reply) -> Error {
+    match reply {
+        Reply::Refused(error) => error,
+        other => {
+            tracing::error!(?other, "an answer that does not fit its question");
+            Error::new(Reason::Internal, "internal error")
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What the engine has to say to one stream. The engine never waits for a reader: it appends and goes on;
+//! whoever writes the stream takes everything that is there at once, so frames grow with the load and no
+//! timer is needed. How much can be waiting is bounded by what the stream was allowed to ask for (credit of
+//! a worker, calls in flight of a pipe) or by a limit of its own (watchers).
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+use crate::error::Error;
+
+/// One stream's end of the engine. Clones share it.
+#[derive(Debug)]
+pub struct Outbox<T> {
+    inner: Arc<Mutex<Inner<T>>>,
+}
+
+#[derive(Debug)]
+struct Inner<T> {
+    items: Vec<T>,
+    /// `Some(None)` is a normal end.
+    closed: Option<Option<Error>>,
+    reader: Option<Waker>,
+}
+
+impl<T> Clone for Outbox<T> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<T> Default for Outbox<T> {
+    fn default() -> Self {
+        Self { inner: Arc::new(Mutex::new(Inner { items: Vec::new(), closed: None, reader: None })) }
+    }
+}
+
+impl<T> Outbox<T> {
+    /// Appends all of `items`, leaving it empty, and wakes the reader. Returns how many wait now.
+    pub(crate) fn append(&self, items: &mut Vec<T>) -> usize {
+        let mut inner = self.inner.lock();
+        if inner.items.is_empty() {
+            std::mem::swap(&mut inner.items, items);
+        } else {
+            inner.items.append(items);
+        }
+        let (waiting, reader) = (inner.items.len(), inner.reader.take());
+        drop(inner);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        waiting
+    }
+
+    /// Nothing more will come. What waits is still read first. The first end counts.
+    pub(crate) fn close(&self, error: Option<Error>) {
+        let mut inner = self.inner.lock();
+        inner.closed.get_or_insert(error);
+        let reader = inner.reader.take();
+        drop(inner);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// Everything that is there, in `items`, which must be empty; its old allocation is handed back for
+    /// the next round. Ready with `Ok(false)` at the normal end and with the error at any other.
+    pub fn poll_take(&self, cx: &mut Context<'_>, items: &mut Vec<T>) -> Poll<Result<bool, Error>> {
+        let mut inner = self.inner.lock();
+        if !inner.items.is_empty() {
+            std::mem::swap(&mut inner.items, items);
+            return Poll::Ready(Ok(true));
+        }
+        match &inner.closed {
+            Some(None) => Poll::Ready(Ok(false)),
+            Some(Some(error)) => Poll::Ready(Err(error.clone())),
+            None => {
+                if inner.reader.as_ref().is_none_or(|reader| !reader.will_wake(cx.waker())) {
+                    inner.reader = Some(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// As `poll_take`, as a future. Cancel-safe.
+    pub async fn take(&self, items: &mut Vec<T>) -> Result<bool, Error> {
+        std::future::poll_fn(|cx| self.poll_take(cx, items)).await
+    }
+}

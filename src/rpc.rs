@@ -1,0 +1,58 @@
+//! The gRPC edge: the public contract of `proto/crewcall/v1`, translated. No rule lives here.
+
+use std::fmt;
+
+use tonic::service::Routes;
+
+use crate::handle::Handle;
+use crate::proto::admin_server::AdminServer;
+use crate::proto::tasks_server::TasksServer;
+use crate::proto::worker_server::WorkerServer;
+
+mod admin;
+mod convert;
+mod status;
+mod tasks;
+mod worker;
+
+/// What the edge needs to know beyond the limits of the engine.
+#[derive(Clone, Default)]
+pub struct RpcSettings {
+    /// When set, a worker must show it. Compared in constant time, never logged.
+    pub worker_key: Option<String>,
+}
+
+impl fmt::Debug for RpcSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RpcSettings").field("worker_key", &self.worker_key.as_ref().map(|_| "***")).finish()
+    }
+}
+
+/// A message may hold one payload of the largest size and what is said about it, or a frame of many
+/// small ones; so much comes on top of the largest payload.
+const MESSAGE_OVERHEAD: usize = 4 << 20;
+
+/// All services, health and reflection included.
+pub fn routes(handle: &Handle, settings: &RpcSettings) -> Routes {
+    let most = handle.limits().payload_bytes + MESSAGE_OVERHEAD;
+    let tasks = TasksServer::new(tasks::TasksEdge::new(handle.clone()))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(usize::MAX);
+    let worker = WorkerServer::new(worker::WorkerEdge::new(handle.clone(), settings.worker_key.clone()))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(usize::MAX);
+    let admin = AdminServer::new(admin::AdminEdge::new(handle.clone()));
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    drop(health_reporter);
+    let mut routes = Routes::new(tasks).add_service(worker).add_service(admin).add_service(health);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(crate::proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    match reflection {
+        Ok(service) => routes = routes.add_service(service),
+        // Only a broken build gets here; calls work without it.
+        Err(problem) => tracing::error!(%problem, "server reflection is off"),
+    }
+    routes
+}
