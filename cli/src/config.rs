@@ -6,7 +6,7 @@
 //!
 //! It lives in the binary's crate, not in the library: the table *is* the clap struct, and the library should not
 //! carry a command-line parser. What the library needs it gets as its own types
-//! ([`ListenerSettings`], `Limits`), which know nothing of flags or files.
+//! ([`ListenerSettings`], [`Limits`]), which know nothing of flags or files.
 
 use std::{
     ffi::OsString,
@@ -15,8 +15,12 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgAction, ArgMatches, Args, Command, builder::OsStr, error::ErrorKind};
-use crewcall::listener::ListenerSettings;
+use clap::{
+    ArgAction, ArgMatches, Args, Command,
+    builder::{BoolishValueParser, OsStr},
+    error::ErrorKind,
+};
+use crewcall::{listener::ListenerSettings, scheduler::Limits};
 
 use crate::{
     exit::Exit,
@@ -41,7 +45,8 @@ pub(crate) struct Config {
 
     /// Keep everything in memory; nothing survives a restart
     #[arg(long, value_name = "BOOL", env = "CREWCALL_EPHEMERAL", default_value = "false",
-          action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+          action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = BoolishValueParser::new())]
     pub(crate) ephemeral: bool,
 
     /// PEM file with the TLS certificate chain, the server's own certificate first. Default: none, no TLS
@@ -92,6 +97,23 @@ pub(crate) struct Config {
     #[arg(long, value_name = "DURATION", env = "CREWCALL_KEEPALIVE_TIMEOUT", default_value = "10s", value_parser = timeout)]
     pub(crate) keepalive_timeout: Duration,
 
+    /// Largest payload, result or chunk, in bytes. Default: 4194304, or payload_bytes of the limits
+    #[arg(long, value_name = "BYTES", env = "CREWCALL_MAX_PAYLOAD_BYTES", value_parser = count)]
+    pub(crate) max_payload_bytes: Option<u32>,
+
+    /// Tasks known at once, ended ones included; more are refused. Default: 2000000, or tasks of the limits
+    #[arg(long, value_name = "COUNT", env = "CREWCALL_MAX_TASKS", value_parser = count)]
+    pub(crate) max_tasks: Option<u32>,
+
+    /// Tasks that wait for workers in one queue; more are refused. Default: 1000000, or queue_tasks of the limits
+    #[arg(long, value_name = "COUNT", env = "CREWCALL_MAX_QUEUE_TASKS", value_parser = count)]
+    pub(crate) max_queue_tasks: Option<u32>,
+
+    /// Any limits of the scheduler, as TOML: 'tasks = 1000, lease_ms = 5000'. In the file: a table [limits]; this
+    /// replaces it. Default: see docs/config.md
+    #[arg(long, value_name = "TABLE", env = "CREWCALL_LIMITS", value_parser = table)]
+    pub(crate) limits: Option<toml::Table>,
+
     /// What to log to stderr: error, warn, info, debug, trace, or target=level pairs separated by commas
     #[arg(long, value_name = "FILTER", env = "CREWCALL_LOG", default_value = "info")]
     pub(crate) log: LogFilter,
@@ -117,6 +139,34 @@ impl Config {
         }
     }
 
+    /// The scheduler's limits: the table, and over it the flags for single ones.
+    ///
+    /// # Errors
+    /// An unknown limit, a value of the wrong type, or values that exclude each other.
+    pub(crate) fn limits(&self) -> Result<Limits, String> {
+        let limits = self.limits.clone().unwrap_or_default();
+        let mut limits: Limits =
+            limits.try_into().map_err(|error: toml::de::Error| format!("limits: {}", error.message()))?;
+        let single = [
+            (self.max_payload_bytes, &mut limits.payload_bytes),
+            (self.max_tasks, &mut limits.tasks),
+            (self.max_queue_tasks, &mut limits.queue_tasks),
+        ];
+        for (flag, limit) in single {
+            if let Some(value) = flag {
+                *limit = value as usize;
+            }
+        }
+        if limits.beat_ms == 0 || limits.beat_ms >= limits.lease_ms {
+            return Err(format!(
+                "limits: beat_ms ({}) must be above 0 and well below lease_ms ({}), or every lease would end between \
+                 two beats",
+                limits.beat_ms, limits.lease_ms
+            ));
+        }
+        Ok(limits)
+    }
+
     /// The TLS certificate and key files, if TLS is wanted.
     ///
     /// # Errors
@@ -134,6 +184,13 @@ impl Config {
 /// A value that is never shown, by `{:?}` or otherwise.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(String);
+
+impl Secret {
+    /// The value itself, for the one place that compares it.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
 
 impl std::str::FromStr for Secret {
     type Err = &'static str;
@@ -170,6 +227,16 @@ fn count(text: &str) -> Result<u32, String> {
         Ok(count) => Ok(count),
         Err(error) => Err(format!("{error}; write a whole number")),
     }
+}
+
+fn table(text: &str) -> Result<toml::Table, String> {
+    #[derive(serde::Deserialize)]
+    struct Wrapped {
+        table: toml::Table,
+    }
+    toml::from_str(&format!("table = {{ {text} }}"))
+        .map(|Wrapped { table }| table)
+        .map_err(|error| format!("{}; write 'name = value, name = value'", error.message()))
 }
 
 /// Why the command line, the environment and the file did not make a configuration.
@@ -268,6 +335,8 @@ fn with_defaults(mut command: Command, file: &toml::Table) -> Result<Command, St
         let value: OsStr = match value {
             toml::Value::String(text) => text.clone().into(),
             toml::Value::Integer(_) | toml::Value::Boolean(_) => value.to_string().into(),
+            // The only setting that is a table. As text it is what its flag takes.
+            toml::Value::Table(table) if key == "limits" => inline(table).into(),
             other => {
                 let kind = other.type_str();
                 return Err(format!("`{key}` must be a string, a whole number or a boolean, not a {kind}"));
@@ -276,6 +345,10 @@ fn with_defaults(mut command: Command, file: &toml::Table) -> Result<Command, St
         command = command.mut_arg(key, |arg| arg.default_value(value));
     }
     Ok(command)
+}
+
+fn inline(table: &toml::Table) -> String {
+    table.iter().map(|(key, value)| format!("{key:?} = {value}")).collect::<Vec<_>>().join(", ")
 }
 
 /// What may stand in the file: every setting but the file itself.

@@ -13,6 +13,8 @@ pub(crate) enum Exit {
     Usage = 2,
     /// The address cannot be listened on.
     Bind = 3,
+    /// The store failed or cannot be read. Nothing that was acknowledged depends on what it did not store.
+    Store = 4,
     /// A second signal ended the process at once (128 + SIGINT, as shells count).
     Interrupted = 130,
 }
@@ -25,6 +27,7 @@ Exit codes:
   1    failed, the message says why
   2    bad flag, environment variable, configuration file or TLS file
   3    the address cannot be listened on
+  4    the store failed or cannot be read
   130  ended at once by a second signal";
 }
 

@@ -8,9 +8,14 @@ use std::{
 
 use axum::Router;
 use crewcall::{
+    engine::{self, EngineError, EngineTask},
+    handle::Handle,
     listener::{self, BindError, tls},
+    rpc::{self, RpcSettings},
     shutdown::{Shutdown, Signals},
+    store::{MemoryStore, Store},
 };
+use tokio::task::{JoinError, JoinHandle};
 use tonic::service::Routes;
 
 use crate::{config::Config, exit::Exit, log};
@@ -21,7 +26,7 @@ pub(crate) fn run(config: Config) -> Exit {
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(ServeError::Runtime)
+        .map_err(ServeError::System)
         .and_then(|runtime| runtime.block_on(serve(config)));
     match outcome {
         Ok(exit) => exit,
@@ -41,10 +46,13 @@ enum ServeError {
     Tls(#[from] tls::TlsError),
     #[error(transparent)]
     Bind(#[from] BindError),
-    #[error("cannot start the runtime: {0}")]
-    Runtime(io::Error),
-    #[error("the listener failed: {0}")]
-    Listener(#[from] tokio::task::JoinError),
+    #[error("cannot start: {0}")]
+    System(io::Error),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A panic in a loop that must not end. Its message is in the log.
+    #[error("a part of the server failed: {0}")]
+    Part(#[from] JoinError),
 }
 
 impl ServeError {
@@ -52,7 +60,8 @@ impl ServeError {
         match self {
             Self::Settings(_) | Self::Tls(_) => Exit::Usage,
             Self::Bind(_) => Exit::Bind,
-            Self::Runtime(_) | Self::Listener(_) => Exit::Failure,
+            Self::Engine(EngineError::Store(_) | EngineError::Row(_)) => Exit::Store,
+            Self::System(_) | Self::Engine(_) | Self::Part(_) => Exit::Failure,
         }
     }
 }
@@ -63,22 +72,22 @@ async fn serve(config: Config) -> Result<Exit, ServeError> {
         Some((cert, key)) => Some(tls::load(cert, key)?),
         None => None,
     };
+    let limits = config.limits().map_err(ServeError::Settings)?;
     // From here on a signal ends the server in order, however early it comes.
-    let signals = Signals::install().map_err(ServeError::Runtime)?;
+    let mut signals = Signals::install().map_err(ServeError::System)?;
     let listener = listener::bind(&config.listen).await?;
-    let address = listener.local_addr().map_err(ServeError::Runtime)?;
+    let address = listener.local_addr().map_err(ServeError::System)?;
 
+    let store: Box<dyn Store> = Box::new(MemoryStore::default());
+    let described = store.describe();
+    let (handle, engine) = engine::start(limits, store)?;
     let shutdown = Shutdown::new();
-    let app = app(services().await, crewcall_gateway::Settings { shutdown: shutdown.clone() });
+    let rpc = RpcSettings { worker_key: config.worker_key.as_ref().map(|key| key.expose().to_owned()) };
+    let app = app(rpc::routes(&handle, &rpc), crewcall_gateway::Settings { shutdown: shutdown.clone() });
     warn_if_open(&config, address);
-    announce(address, tls.is_some());
-    let serving = tokio::spawn(listener::serve(listener, tls, app, config.listener(), shutdown.clone()));
-    end_in_order(signals, shutdown, serving, async || {}, config.shutdown_grace).await
-}
-
-/// The gRPC services.
-async fn services() -> Routes {
-    Routes::default()
+    announce(address, tls.is_some(), &described);
+    let edges = tokio::spawn(listener::serve(listener, tls, app, config.listener(), shutdown.clone()));
+    Running { shutdown, edges, handle, engine, grace: config.shutdown_grace }.until_ended(&mut signals).await
 }
 
 /// gRPC and HTTP as one router, with one fallback that answers each in its own words.
@@ -90,44 +99,62 @@ fn app(mut services: Routes, settings: crewcall_gateway::Settings) -> Router {
         .fallback(crewcall_gateway::fallback)
 }
 
-/// Waits for a signal, then ends edges first: nothing new comes in, `drain` lets the workers finish and answers the
-/// callers, the connections close. All of it within `grace`; a second signal ends everything at once.
-async fn end_in_order(
-    mut signals: Signals,
+/// Every long-lived part of the server, started together and stopped together.
+struct Running {
     shutdown: Shutdown,
-    mut serving: tokio::task::JoinHandle<listener::Closed>,
-    drain: impl AsyncFnOnce(),
+    edges: JoinHandle<listener::Closed>,
+    handle: Handle,
+    engine: EngineTask,
     grace: Duration,
-) -> Result<Exit, ServeError> {
-    let signal = tokio::select! {
-        signal = signals.next() => signal,
-        ended = &mut serving => return ended.map(|_| Exit::Ok).map_err(Into::into),
-    };
-    tracing::info!(%signal, ?grace, "stopping: finishing what runs; a second signal ends at once");
-    shutdown.stop();
-    let orderly = async {
-        drain().await;
-        (&mut serving).await
-    };
-    let closed = tokio::select! {
-        closed = tokio::time::timeout(grace, orderly) => closed,
-        signal = signals.next() => {
-            tracing::warn!(%signal, "ended at once by a second signal");
-            return Ok(Exit::Interrupted);
+}
+
+impl Running {
+    /// Waits for a signal, then ends in order: nothing new comes in, the workers finish and the callers are answered,
+    /// the connections close, the engine stops. What is not done within the grace is cut; a second signal ends
+    /// everything at once.
+    async fn until_ended(mut self, signals: &mut Signals) -> Result<Exit, ServeError> {
+        let signal = tokio::select! {
+            signal = signals.next() => signal,
+            // Neither ends by itself unless it failed.
+            ended = &mut self.engine => return ended?.map(|()| Exit::Failure).map_err(Into::into),
+            ended = &mut self.edges => return ended.map(|_| Exit::Failure).map_err(Into::into),
+        };
+        tracing::info!(%signal, grace = ?self.grace, "stopping: finishing what runs; a second signal ends at once");
+        tokio::select! {
+            ended = self.end() => ended,
+            signal = signals.next() => {
+                tracing::warn!(%signal, "ended at once by a second signal");
+                Ok(Exit::Interrupted)
+            }
         }
-    };
-    let closed = match closed {
-        Ok(closed) => closed?,
-        Err(_) => {
-            shutdown.cut();
-            serving.await?
-        }
-    };
-    if closed.cut > 0 {
-        tracing::warn!(connections = closed.cut, "closed connections that were still open after the grace");
     }
-    tracing::info!("stopped");
-    Ok(Exit::Ok)
+
+    async fn end(self) -> Result<Exit, ServeError> {
+        let Self { shutdown, mut edges, handle, engine, grace } = self;
+        shutdown.stop();
+        let orderly = async {
+            handle.shutdown().await;
+            (&mut edges).await
+        };
+        let closed = match tokio::time::timeout(grace, orderly).await {
+            Ok(closed) => closed?,
+            Err(_) => {
+                shutdown.cut();
+                edges.await?
+            }
+        };
+        if closed.cut > 0 {
+            tracing::warn!(
+                connections = closed.cut,
+                "closed connections that were still open after the grace"
+            );
+        }
+        // Last, so that what was decided until now is stored.
+        handle.halt().await;
+        engine.await??;
+        tracing::info!("stopped");
+        Ok(Exit::Ok)
+    }
 }
 
 /// Anyone who reaches an open port can register a worker and be given other people's tasks.
@@ -143,13 +170,13 @@ fn warn_if_open(config: &Config, address: SocketAddr) {
 
 /// Tells on stdout where to find the server, one fact per line. Scripts parse these lines: they are part of the
 /// public contract.
-fn announce(address: SocketAddr, tls: bool) {
+fn announce(address: SocketAddr, tls: bool, store: &str) {
     let scheme = if tls { "https" } else { "http" };
     let version = env!("CARGO_PKG_VERSION");
     let lines = format!(
         "crewcall {version} listening on {scheme}://{address} (gRPC and HTTP)\n\
          web page: {scheme}://{address}/\n\
-         store: memory (nothing survives a restart)\n"
+         store: {store}\n"
     );
     let mut stdout = io::stdout().lock();
     // A parent that closed our stdout does not want to know; the server runs all the same.

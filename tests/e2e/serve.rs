@@ -3,10 +3,12 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::Arc,
 };
 
+use crewcall_sdk::{Client, Context, HandlerError, Worker};
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned,
     crypto::ring,
@@ -75,6 +77,43 @@ fn a_signal_ends_it_in_order() {
         server.signal(signal);
         assert_eq!(idle.until_closed().goaway, Some(0), "NO_ERROR");
         assert_eq!(server.wait().code(), Some(0), "SIG{signal}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_runs_is_answered_before_the_end() {
+    let mut server = Server::start();
+    let (running, mut is_running) = mpsc::channel(1);
+    let (go_on, may_go_on) = watch::channel(false);
+    let worker = Worker::builder(server.url())
+        .method("wait", move |_: Context, (): ()| {
+            let (running, mut may_go_on) = (running.clone(), may_go_on.clone());
+            async move {
+                running.send(()).await.unwrap();
+                may_go_on.wait_for(|go_on| *go_on).await.unwrap();
+                Ok::<_, HandlerError>("answered")
+            }
+        })
+        .build()
+        .unwrap()
+        .start();
+    worker.wait_connected().await.unwrap();
+    let client = Client::connect(server.url()).await.unwrap();
+    let call = tokio::spawn(async move { client.call::<_, String>("wait", &()).await });
+    is_running.recv().await.unwrap();
+
+    server.signal("TERM");
+    until_refused(server.address()).await;
+    go_on.send(true).unwrap();
+    assert_eq!(call.await.unwrap().unwrap(), "answered");
+    let status = tokio::task::spawn_blocking(move || server.wait()).await.unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+/// Ends when nobody listens at `address` any more.
+async fn until_refused(address: SocketAddr) {
+    while tokio::net::TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
     }
 }
 

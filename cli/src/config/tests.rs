@@ -70,7 +70,7 @@ fn help_shows_the_unit_and_the_default_of_every_setting() {
         );
         assert!(
             arg.get_value_names().is_some_and(|names| {
-                ["DURATION", "COUNT", "BYTES", "FILE", "ADDR", "KEY", "BOOL", "FILTER", "FORMAT"]
+                ["DURATION", "COUNT", "BYTES", "FILE", "ADDR", "KEY", "BOOL", "FILTER", "FORMAT", "TABLE"]
                     .contains(&names[0].as_str())
             }),
             "{id}: its placeholder does not name a unit"
@@ -101,6 +101,16 @@ fn the_file_sets_what_no_flag_sets() {
 }
 
 #[test]
+fn a_switch_takes_what_people_write_in_environments() {
+    for (value, on) in
+        [("--ephemeral", true), ("--ephemeral=1", true), ("--ephemeral=yes", true), ("--ephemeral=0", false)]
+    {
+        assert_eq!(parse(&[value]).unwrap().ephemeral, on, "{value}");
+    }
+    assert!(parse(&["--ephemeral=perhaps"]).is_err());
+}
+
+#[test]
 fn a_fault_in_the_file_names_the_file_and_the_key() {
     for (text, says) in [
         ("lissten = 'x'", "unknown key `lissten`; the keys are listen,"),
@@ -128,6 +138,44 @@ fn a_fault_in_a_flag_is_not_blamed_on_the_file() {
     let error = parse_with_file("max_connections = 0", &["--header-timeout", "soon"]).unwrap_err();
     assert!(error.contains("'soon' for '--header-timeout <DURATION>'"), "{error}");
     assert!(!error.contains("configuration file"), "{error}");
+}
+
+#[test]
+fn limits_come_from_the_table_and_single_flags_win() {
+    assert_eq!(parse(&[]).unwrap().limits().unwrap(), Limits::default());
+    let file = "max_queue_tasks = 3\n[limits]\ntasks = 1\nqueue_tasks = 2\nlease_ms = 9_000\n";
+    let limits = parse_with_file(file, &["--max-tasks", "5"]).unwrap().limits().unwrap();
+    assert_eq!((limits.tasks, limits.queue_tasks, limits.lease_ms), (5, 3, 9_000));
+    let limits = parse_with_file(file, &["--limits", "tasks = 7"]).unwrap().limits().unwrap();
+    assert_eq!((limits.tasks, limits.lease_ms), (7, Limits::default().lease_ms), "it replaces the table");
+
+    for (table, says) in [
+        ("task = 1", "unknown field `task`"),
+        ("tasks = -1", "-1"),
+        ("tasks = 'many'", "many"),
+        ("beat_ms = 10000", "beat_ms (10000)"),
+        ("\"tasks\" = { a = 1 }", "map"),
+    ] {
+        let from_flag = parse(&["--limits", table]).unwrap().limits().unwrap_err();
+        let from_file = parse_with_file(&format!("[limits]\n{table}"), &[]).unwrap().limits().unwrap_err();
+        assert!(from_flag.contains(says) && from_flag == from_file, "{table}: {from_flag} / {from_file}");
+    }
+    let error = parse(&["--limits", "tasks 7"]).unwrap_err().to_string();
+    assert!(error.contains("write 'name = value, name = value'"), "{error}");
+}
+
+#[test]
+fn the_help_of_single_limits_names_their_defaults() {
+    let (command, limits) = (table(), Limits::default());
+    for (id, default) in [
+        ("max_payload_bytes", limits.payload_bytes),
+        ("max_tasks", limits.tasks),
+        ("max_queue_tasks", limits.queue_tasks),
+    ] {
+        let arg = settings(&command).into_iter().find(|arg| arg.get_id() == id).unwrap();
+        let help = arg.get_help().unwrap().to_string();
+        assert!(help.contains(&format!("Default: {default},")), "{id}: {help}");
+    }
 }
 
 #[test]
@@ -193,5 +241,38 @@ fn documentation() -> String {
         )
         .unwrap();
     }
+    text.push_str(
+        "\n## Limits\n\n\
+         Keys of the table `[limits]`, or of `--limits`. The unit is in the name (`_ms`: milliseconds). At a limit the\n\
+         request is refused with the reason named here; nothing stalls.\n\n\
+         | key | default | what |\n|---|---|---|\n",
+    );
+    for (name, what) in limits() {
+        writeln!(text, "| `{name}` | {} | {what} |", limit_default(name)).unwrap();
+    }
     text
+}
+
+/// Name and doc comment of each field of [`Limits`], from its source: comments are nowhere else.
+fn limits() -> Vec<(&'static str, String)> {
+    let source = include_str!("../../../src/scheduler/limits.rs");
+    let (_, fields) = source.split_once("pub struct Limits {").unwrap();
+    let (fields, _) = fields.split_once("\n}").unwrap();
+    let mut limits = Vec::new();
+    let mut comment = Vec::new();
+    for line in fields.lines().map(str::trim) {
+        if let Some(text) = line.strip_prefix("///") {
+            comment.push(text.trim());
+        } else if let Some((name, _)) = line.strip_prefix("pub ").and_then(|line| line.split_once(':')) {
+            limits.push((name, comment.join(" ")));
+            comment.clear();
+        }
+    }
+    limits
+}
+
+fn limit_default(name: &str) -> String {
+    let all = format!("{:#?}", Limits::default());
+    let line = all.lines().find_map(|line| line.trim().strip_prefix(&format!("{name}: ")));
+    line.unwrap().trim_end_matches(',').to_owned()
 }
