@@ -1,9 +1,9 @@
 //! One port for everything: gRPC (HTTP/2 with prior knowledge, or by ALPN under TLS), HTTP/1 and WebSocket
 //! upgrades, all served by one [`Router`].
 //!
-//! The accept loop is ours because the ready-made ones leave the door open (tonic 0.14.9, axum 0.8.9): no limit on
-//! connections, no deadline for a client that says nothing, no way to set the HTTP/2 guards, no `TCP_NODELAY`.
-//! What is guarded, and by what:
+//! The accept loop is ours because the ready-made ones leave the door open (tonic 0.14.9, axum 0.8.9): no
+//! limit on connections, no deadline for a client that says nothing, no way to set the HTTP/2 guards, no
+//! `TCP_NODELAY`. What is guarded, and by what:
 //!
 //! | abuse | guard |
 //! |---|---|
@@ -59,7 +59,8 @@ use transport::{Protocol, Stream, TimedBody, Transport};
 const BACKLOG: u32 = 4096;
 /// A whole HTTP/2 request head, decoded.
 const MAX_HEAD_BYTES: u32 = 16 * 1024;
-/// The read buffer of an HTTP/1 connection, and so the longest request head (431 beyond it). hyper's own is 400 KiB.
+/// The read buffer of an HTTP/1 connection, and so the longest request head (431 beyond it). hyper's own is
+/// 400 KiB.
 const HTTP1_BUFFER: usize = 64 * 1024;
 /// What a client may send ahead of the reader: one full message per stream, several per connection.
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -74,16 +75,16 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 pub struct ListenerSettings {
     /// Open connections in all. At the limit new ones wait in the kernel's queue. Default 32,768.
     pub max_connections: usize,
-    /// Open connections per IPv4 address or IPv6 /64; more are closed at once. A crew behind one router is one
-    /// address, hence the generous default: 16,384.
+    /// Open connections per IPv4 address or IPv6 /64; more are closed at once. A crew behind one router is
+    /// one address, hence the generous default: 16,384.
     pub max_connections_per_ip: usize,
     /// Concurrent requests per HTTP/2 connection; more wait at the client. Default 256.
     pub max_streams_per_connection: u32,
     /// From accept until the TLS handshake is done and the client has shown which protocol it speaks.
     /// Default 10 s.
     pub handshake_timeout: Duration,
-    /// For one whole HTTP/1 request head. It runs from the end of the request before, so it is also how long an
-    /// idle HTTP/1 connection is kept. Default 10 s.
+    /// For one whole HTTP/1 request head. It runs from the end of the request before, so it is also how long
+    /// an idle HTTP/1 connection is kept. Default 10 s.
     pub header_timeout: Duration,
     /// The longest pause within an HTTP/1 request body. Default 30 s.
     pub body_timeout: Duration,
@@ -139,8 +140,8 @@ impl BindError {
     }
 }
 
-/// Binds `address` (`HOST:PORT`; a name is resolved, its first address that can be bound is taken; port 0 picks a
-/// free one).
+/// Binds `address` (`HOST:PORT`; a name is resolved, its first address that can be bound is taken; port 0
+/// picks a free one).
 ///
 /// # Errors
 /// [`BindError`] with the address, the reason and what to do about it.
@@ -158,8 +159,8 @@ pub async fn bind(address: &str) -> Result<TcpListener, BindError> {
 
 fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A restarted server must not wait for the old one's connections to leave TIME_WAIT. Not on Windows, where
-    // the option lets two servers share a port.
+    // A restarted server must not wait for the old one's connections to leave TIME_WAIT. Not on Windows,
+    // where the option lets two servers share a port.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -175,10 +176,10 @@ pub struct Closed {
 
 /// Serves `app` on `listener` until `shutdown`.
 ///
-/// Every request carries [`ConnectInfo<SocketAddr>`] of its peer in its extensions. Once stopping, nothing more is
-/// accepted, each connection ends after its open requests, and this returns when the last has ended; on
-/// [`Shutdown::cut`] what is left is closed. A connection that was upgraded (WebSocket) belongs to the handler that
-/// took it, which should watch the same shutdown; it counts as open until it closes.
+/// Every request carries [`ConnectInfo<SocketAddr>`] of its peer in its extensions. Once stopping, nothing
+/// more is accepted, each connection ends after its open requests, and this returns when the last has ended;
+/// on [`Shutdown::cut`] what is left is closed. A connection that was upgraded (WebSocket) belongs to the
+/// handler that took it, which should watch the same shutdown; it counts as open until it closes.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,

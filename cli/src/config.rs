@@ -4,9 +4,9 @@
 //! `shutdown_grace` is `--shutdown-grace`, `CREWCALL_SHUTDOWN_GRACE` and `shutdown_grace = "10s"`.
 //! A flag wins over the environment, that over the file, that over the default.
 //!
-//! It lives in the binary's crate, not in the library: the table *is* the clap struct, and the library should not
-//! carry a command-line parser. What the library needs it gets as its own types
-//! ([`ListenerSettings`], [`Limits`]), which know nothing of flags or files.
+//! It lives in the binary's crate, not in the library: the table *is* the clap struct, and the library should
+//! not carry a command-line parser. What the library needs it gets as its own types ([`ListenerSettings`],
+//! [`Limits`]), which know nothing of flags or files.
 
 use std::{
     ffi::OsString,
@@ -30,7 +30,8 @@ use crate::{
 /// The settings of `serve`. The doc comment of a field is its help text.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Config {
-    /// TOML file with settings; its keys are the flags with underscores. An unknown key is an error. Default: no file
+    /// TOML file with settings; its keys are the flags with underscores. An unknown key is an error. Default:
+    /// no file
     #[arg(long, value_name = "FILE", env = "CREWCALL_CONFIG")]
     pub(crate) config: Option<PathBuf>,
 
@@ -38,8 +39,8 @@ pub(crate) struct Config {
     #[arg(long, value_name = "ADDR", env = "CREWCALL_LISTEN", default_value = "127.0.0.1:8080")]
     pub(crate) listen: String,
 
-    /// Secret that a worker must present to join. Better given by environment or file: others on this machine can read
-    /// a process's flags. Default: none, every worker is let in
+    /// Secret that a worker must present to join. Better given by environment or file: others on this machine
+    /// can read a process's flags. Default: none, every worker is let in
     #[arg(long, value_name = "KEY", env = "CREWCALL_WORKER_KEY", hide_env_values = true)]
     pub(crate) worker_key: Option<Secret>,
 
@@ -58,43 +59,53 @@ pub(crate) struct Config {
     pub(crate) tls_key: Option<PathBuf>,
 
     /// How long a shutdown waits for workers to finish and callers to be answered
-    #[arg(long, value_name = "DURATION", env = "CREWCALL_SHUTDOWN_GRACE", default_value = "10s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", env = "CREWCALL_SHUTDOWN_GRACE",
+          default_value = "10s", value_parser = duration)]
     pub(crate) shutdown_grace: Duration,
 
     /// Open connections in all; more wait until one closes
-    #[arg(long, value_name = "COUNT", env = "CREWCALL_MAX_CONNECTIONS", default_value = "32768", value_parser = count)]
+    #[arg(long, value_name = "COUNT", env = "CREWCALL_MAX_CONNECTIONS",
+          default_value = "32768", value_parser = count)]
     pub(crate) max_connections: u32,
 
     /// Open connections per IPv4 address or IPv6 /64; more are refused
-    #[arg(long, value_name = "COUNT", env = "CREWCALL_MAX_CONNECTIONS_PER_IP", default_value = "16384", value_parser = count)]
+    #[arg(long, value_name = "COUNT", env = "CREWCALL_MAX_CONNECTIONS_PER_IP",
+          default_value = "16384", value_parser = count)]
     pub(crate) max_connections_per_ip: u32,
 
     /// Concurrent requests per HTTP/2 connection; more wait at the client
-    #[arg(long, value_name = "COUNT", env = "CREWCALL_MAX_STREAMS_PER_CONNECTION", default_value = "256", value_parser = count)]
+    #[arg(long, value_name = "COUNT", env = "CREWCALL_MAX_STREAMS_PER_CONNECTION",
+          default_value = "256", value_parser = count)]
     pub(crate) max_streams_per_connection: u32,
 
     /// From accept until the TLS handshake is done and the client's protocol is known
-    #[arg(long, value_name = "DURATION", env = "CREWCALL_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = timeout)]
+    #[arg(long, value_name = "DURATION", env = "CREWCALL_HANDSHAKE_TIMEOUT",
+          default_value = "10s", value_parser = timeout)]
     pub(crate) handshake_timeout: Duration,
 
     /// For one whole HTTP/1 request head; an idle HTTP/1 connection is kept as long
-    #[arg(long, value_name = "DURATION", env = "CREWCALL_HEADER_TIMEOUT", default_value = "10s", value_parser = timeout)]
+    #[arg(long, value_name = "DURATION", env = "CREWCALL_HEADER_TIMEOUT",
+          default_value = "10s", value_parser = timeout)]
     pub(crate) header_timeout: Duration,
 
     /// The longest pause within an HTTP/1 request body
-    #[arg(long, value_name = "DURATION", env = "CREWCALL_BODY_TIMEOUT", default_value = "30s", value_parser = timeout)]
+    #[arg(long, value_name = "DURATION", env = "CREWCALL_BODY_TIMEOUT",
+          default_value = "30s", value_parser = timeout)]
     pub(crate) body_timeout: Duration,
 
     /// The longest time in which a client takes none of the data that waits for it
-    #[arg(long, value_name = "DURATION", env = "CREWCALL_WRITE_TIMEOUT", default_value = "30s", value_parser = timeout)]
+    #[arg(long, value_name = "DURATION", env = "CREWCALL_WRITE_TIMEOUT",
+          default_value = "30s", value_parser = timeout)]
     pub(crate) write_timeout: Duration,
 
     /// How often an HTTP/2 peer is pinged
-    #[arg(long, value_name = "DURATION", env = "CREWCALL_KEEPALIVE_INTERVAL", default_value = "20s", value_parser = timeout)]
+    #[arg(long, value_name = "DURATION", env = "CREWCALL_KEEPALIVE_INTERVAL",
+          default_value = "20s", value_parser = timeout)]
     pub(crate) keepalive_interval: Duration,
 
     /// How long an HTTP/2 peer may take to answer a ping
-    #[arg(long, value_name = "DURATION", env = "CREWCALL_KEEPALIVE_TIMEOUT", default_value = "10s", value_parser = timeout)]
+    #[arg(long, value_name = "DURATION", env = "CREWCALL_KEEPALIVE_TIMEOUT",
+          default_value = "10s", value_parser = timeout)]
     pub(crate) keepalive_timeout: Duration,
 
     /// Largest payload, result or chunk, in bytes. Default: 4194304, or payload_bytes of the limits
@@ -105,12 +116,13 @@ pub(crate) struct Config {
     #[arg(long, value_name = "COUNT", env = "CREWCALL_MAX_TASKS", value_parser = count)]
     pub(crate) max_tasks: Option<u32>,
 
-    /// Tasks that wait for workers in one queue; more are refused. Default: 1000000, or queue_tasks of the limits
+    /// Tasks that wait for workers in one queue; more are refused. Default: 1000000, or queue_tasks of the
+    /// limits
     #[arg(long, value_name = "COUNT", env = "CREWCALL_MAX_QUEUE_TASKS", value_parser = count)]
     pub(crate) max_queue_tasks: Option<u32>,
 
-    /// Any limits of the scheduler, as TOML: 'tasks = 1000, lease_ms = 5000'. In the file: a table [limits]; this
-    /// replaces it. Default: see docs/config.md
+    /// Any limits of the scheduler, as TOML: 'tasks = 1000, lease_ms = 5000'. In the file: a table [limits];
+    /// this replaces it. Default: see docs/config.md
     #[arg(long, value_name = "TABLE", env = "CREWCALL_LIMITS", value_parser = table)]
     pub(crate) limits: Option<toml::Table>,
 
@@ -282,11 +294,13 @@ impl ParseError {
     }
 }
 
-/// Parses the command line. No command means `serve`. When the command has a `--config` and it is set, by flag or by
-/// environment, each value of the file becomes the default of its flag; so precedence and checks are clap's alone.
+/// Parses the command line. No command means `serve`. When the command has a `--config` and it is set, by
+/// flag or by environment, each value of the file becomes the default of its flag; so precedence and checks
+/// are clap's alone.
 ///
 /// # Errors
-/// What clap finds, and a file that cannot be read, is not TOML, or has a key or a value that no setting takes.
+/// What clap finds, and a file that cannot be read, is not TOML, or has a key or a value that no setting
+/// takes.
 pub(crate) fn matches(
     command: Command,
     args: impl IntoIterator<Item = OsString>,

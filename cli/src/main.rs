@@ -12,8 +12,8 @@ mod serve;
 use config::Config;
 use exit::Exit;
 
-// Small allocations on every call are most of what the server asks of the allocator; mimalloc serves them from
-// thread-local pages.
+// Small allocations on every call are most of what the server asks of the allocator; mimalloc serves them
+// from thread-local pages.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -109,9 +109,9 @@ struct Running {
 }
 
 impl Running {
-    /// Waits for a signal, then ends in order: nothing new comes in, the workers finish and the callers are answered,
-    /// the connections close, the engine stops. What is not done within the grace is cut; a second signal ends
-    /// everything at once.
+    /// Waits for a signal, then ends in order: nothing new comes in, the workers finish and the callers are
+    /// answered, the connections close, the engine stops. What is not done within the grace is cut; a second
+    /// signal ends everything at once.
     async fn until_ended(mut self, signals: &mut Signals) -> Result<Exit, ServeError> {
         let signal = tokio::select! {
             signal = signals.next() => signal,
@@ -168,8 +168,8 @@ fn warn_if_open(config: &Config, address: SocketAddr) {
     }
 }
 
-/// Tells on stdout where to find the server, one fact per line. Scripts parse these lines: they are part of the
-/// public contract.
+/// Tells on stdout where to find the server, one fact per line. Scripts parse these lines: they are part of
+/// the public contract.
 fn announce(address: SocketAddr, tls: bool, store: &str) {
     let scheme = if tls { "https" } else { "http" };
     let version = env!("CARGO_PKG_VERSION");

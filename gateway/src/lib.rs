@@ -27,8 +27,8 @@ pub struct Settings {
     pub shutdown: Shutdown,
 }
 
-/// The whole route table. It has no fallback of its own: give [`fallback`] to the router that this one is merged
-/// into, next to the gRPC services.
+/// The whole route table. It has no fallback of its own: give [`fallback`] to the router that this one is
+/// merged into, next to the gRPC services.
 pub fn router(settings: Settings) -> Router {
     Router::new()
         .route("/", get(page))
@@ -37,7 +37,8 @@ pub fn router(settings: Settings) -> Router {
         .with_state(settings)
 }
 
-/// The answer to every path that nothing serves: gRPC status `UNIMPLEMENTED` for gRPC requests, else a 404 problem.
+/// The answer to every path that nothing serves: gRPC status `UNIMPLEMENTED` for gRPC requests, else a 404
+/// problem.
 pub async fn fallback(method: Method, uri: Uri, headers: HeaderMap) -> Response {
     if is_grpc(&headers) {
         return unimplemented_grpc();

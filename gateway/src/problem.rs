@@ -25,7 +25,8 @@ struct Document<'a> {
 }
 
 impl Problem {
-    /// A problem with its HTTP status, a stable reason in snake case, and a sentence that says what was wrong.
+    /// A problem with its HTTP status, a stable reason in snake case, and a sentence that says what was
+    /// wrong.
     pub fn new(status: StatusCode, reason: &'static str, detail: impl Into<String>) -> Self {
         Self { status, reason, detail: detail.into() }
     }

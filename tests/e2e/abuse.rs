@@ -19,8 +19,8 @@ use crate::{
 const PROTOCOL_ERROR: u32 = 1;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// Sends the rounds of a flood on one connection until the server closes it, while two others, one older than the
-/// attack and one new each time, are served.
+/// Sends the rounds of a flood on one connection until the server closes it, while two others, one older than
+/// the attack and one new each time, are served.
 fn flood(server: &Server, name: &str, opening: &[u8], round: impl Fn(u32) -> Vec<u8> + Send) -> Closing {
     let address = server.address();
     let mut bystander = Http2::open(address).unwrap();
@@ -102,7 +102,8 @@ fn humantime(duration: Duration) -> String {
     format!("{}ms", duration.as_millis())
 }
 
-/// Opens many connections that all do the same, and sees each closed, not before its time, with others served.
+/// Opens many connections that all do the same, and sees each closed, not before its time, with others
+/// served.
 fn all_are_closed(server: &Server, name: &str, bytes: &[u8]) {
     let mut slow: Vec<TcpStream> = (0..50)
         .map(|_| {

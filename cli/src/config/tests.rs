@@ -1,4 +1,5 @@
-//! The table of settings holds what it promises: the rule for names, the precedence, the help, the documentation.
+//! The table of settings holds what it promises: the rule for names, the precedence, the help, the
+//! documentation.
 
 use std::{fmt::Write as _, io::Write as _};
 
@@ -196,7 +197,8 @@ fn half_of_tls_is_an_error() {
     }
 }
 
-/// docs/config.md is written by this test when `CREWCALL_BLESS` is set, and compared with the table otherwise.
+/// docs/config.md is written by this test when `CREWCALL_BLESS` is set, and compared with the table
+/// otherwise.
 #[test]
 fn the_documented_table_is_current() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/config.md");
