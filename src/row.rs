@@ -8,7 +8,7 @@
 //! 3. what cannot be said that way raises the format version that the durable store keeps beside its
 //!    rows, with the conversion written next to it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -152,8 +152,9 @@ struct OptionsRow {
     version: String,
     #[prost(string, tag = "2")]
     group: String,
-    #[prost(map = "string, string", tag = "3")]
-    labels: HashMap<String, String>,
+    // In order, so that equal tasks are equal bytes.
+    #[prost(btree_map = "string, string", tag = "3")]
+    labels: BTreeMap<String, String>,
     #[prost(uint32, tag = "4")]
     priority: u32,
     #[prost(uint64, optional, tag = "5")]
@@ -174,8 +175,8 @@ struct OptionsRow {
     idempotency_key: String,
     #[prost(uint64, optional, tag = "13")]
     retention_ms: Option<u64>,
-    #[prost(map = "string, string", tag = "14")]
-    metadata: HashMap<String, String>,
+    #[prost(btree_map = "string, string", tag = "14")]
+    metadata: BTreeMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -236,7 +237,7 @@ impl From<&TaskOptions> for OptionsRow {
         Self {
             version: options.target.version.clone(),
             group: options.target.group.clone(),
-            labels: options.target.labels.clone().into_iter().collect(),
+            labels: options.target.labels.clone(),
             priority: options.priority.into(),
             run_at: options.run_at.map(|at| at.0),
             queue_timeout_ms: options.queue_timeout_ms,
@@ -247,7 +248,7 @@ impl From<&TaskOptions> for OptionsRow {
             max_backoff_ms: options.retry.max_backoff_ms,
             idempotency_key: options.idempotency_key.clone(),
             retention_ms: options.retention_ms,
-            metadata: options.metadata.clone().into_iter().collect(),
+            metadata: options.metadata.clone(),
         }
     }
 }
@@ -258,7 +259,7 @@ impl From<OptionsRow> for TaskOptions {
             target: Target {
                 version: row.version,
                 group: row.group,
-                labels: row.labels.into_iter().collect(),
+                labels: row.labels,
             },
             priority: row.priority.min(9) as u8,
             run_at: row.run_at.map(Timestamp),
@@ -274,7 +275,7 @@ impl From<OptionsRow> for TaskOptions {
             // Only durable tasks have rows.
             durability: Durability::Durable,
             retention_ms: row.retention_ms,
-            metadata: row.metadata.into_iter().collect(),
+            metadata: row.metadata,
         }
     }
 }

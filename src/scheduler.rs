@@ -104,6 +104,8 @@ pub struct Scheduler {
     deadlines: Deadlines,
     watchers: Watchers,
     next_session: u64,
+    /// Of the tasks that became ready.
+    next_place: u64,
     totals: Totals,
 }
 
@@ -126,6 +128,7 @@ impl Scheduler {
             deadlines: Deadlines::default(),
             watchers: Watchers::default(),
             next_session: 1,
+            next_place: 0,
             totals: Totals::default(),
         }
     }
@@ -134,13 +137,22 @@ impl Scheduler {
     /// stood are kept for one resume grace, so that workers may come back with their work.
     pub fn restore(limits: Limits, epoch: u64, now: Timestamp, rows: impl IntoIterator<Item = Row>) -> Self {
         let mut scheduler = Self::new(limits, epoch);
-        scheduler.now = now;
-        scheduler.started_at = now;
         for row in rows {
             scheduler.ledger.restore(row);
         }
+        // The clock may have been set back between the runs.
+        let latest = scheduler.ledger.iter().map(|(_, task)| task.changed_at).max().unwrap_or_default();
+        scheduler.now = now.max(latest);
+        scheduler.started_at = scheduler.now;
         scheduler.adopt_restored_tasks();
         scheduler
+    }
+
+    /// Call once, before the first command, and store the rows before any effect of a later command is
+    /// carried out: they reserve leases. Work is sent to workers before anything about it is stored, so
+    /// without this a crash in the first moments would hand out the same leases a second time.
+    pub fn start(&mut self, out: &mut Output) {
+        self.ledger.reserve_leases(self.now, &mut out.rows);
     }
 
     /// The limits in force.
@@ -254,17 +266,27 @@ impl Scheduler {
             let key = self.lives.insert(Live::new(usize::MAX, false, self.now));
             debug_assert_eq!(key, slot);
         }
-        for slot in by_id.into_values() {
-            self.adopt(slot);
+        for slot in by_id.values() {
+            self.adopt(*slot);
+        }
+        // Lines are in the order in which their tasks became ready.
+        let mut ready: Vec<Slot> = by_id.into_values().collect();
+        ready.retain(|slot| matches!(self.ledger.task(*slot).state, State::Ready));
+        ready.sort_by_key(|slot| self.lives[*slot].ready_since);
+        for slot in ready {
+            self.next_place += 1;
+            let live = &mut self.lives[slot];
+            live.place = self.next_place;
+            let priority = self.ledger.task(slot).options.priority;
+            self.roster.routes[live.route].queue.push_back(&mut self.lives, slot, priority);
         }
         self.expect_lost_workers();
     }
 
     fn adopt(&mut self, slot: Slot) {
         let task = self.ledger.task(slot);
-        let (method, target, ready_since, priority) =
-            (task.method.clone(), task.options.target.clone(), task.changed_at, task.options.priority);
-        let is_ready = matches!(task.state, State::Ready);
+        let (method, target, ready_since) =
+            (task.method.clone(), task.options.target.clone(), task.changed_at);
         let route = match self.roster.find_route(&method, &target) {
             Some(route) => route,
             None => self.roster.add_route(&method, &target),
@@ -274,9 +296,6 @@ impl Scheduler {
         live.route = route;
         live.ready_since = ready_since;
         self.by_age.push_back(&mut self.lives, slot);
-        if is_ready {
-            self.roster.routes[route].queue.push_back(&mut self.lives, slot, priority);
-        }
         self.reschedule(slot);
     }
 }

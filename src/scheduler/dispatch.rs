@@ -11,24 +11,34 @@ impl Scheduler {
     /// came back and keeps its place.
     pub(super) fn ready(&mut self, slot: Slot, front: bool, out: &mut Output) {
         let route = self.lives[slot].route;
-        // With others waiting there is no credit (an invariant), so nobody is overtaken here.
-        if let Some(choice) = self.roster.choose(route) {
+        if !front {
+            self.next_place += 1;
+            let live = &mut self.lives[slot];
+            live.ready_since = self.now;
+            live.place = self.next_place;
+        }
+        let choice = self.roster.choose(route);
+        let queue = &mut self.roster.routes[route].queue;
+        let (first, served) = (queue.is_empty(), choice.is_some());
+        if first && let Some(choice) = choice {
             self.assign(slot, choice.pool, choice.version, out);
             return;
         }
         let priority = self.ledger.task(slot).options.priority;
-        let queue = &mut self.roster.routes[route].queue;
-        let first = queue.is_empty();
         if front {
-            queue.push_front(&mut self.lives, slot, priority);
+            queue.put_back(&mut self.lives, slot, priority);
         } else {
-            self.lives[slot].ready_since = self.now;
             queue.push_back(&mut self.lives, slot, priority);
         }
         if first {
             self.roster.take_turns(route);
         }
         self.reschedule(slot);
+        // Others wait although there is credit: only in the middle of a change of the roster. Nobody is
+        // overtaken.
+        if served {
+            return self.serve(&[route], out);
+        }
         if self.stopping {
             self.turn_away(slot, out);
         }
@@ -56,18 +66,18 @@ impl Scheduler {
     /// An idle pool asks back what waits, unstarted, at the fullest of its peers.
     fn relieve(&mut self, idle: usize, out: &mut Output) {
         let Some((full, excess)) = self.roster.fullest_peer(idle) else { return };
-        let wanted = self.roster.pools[idle].credit().min(excess) as usize;
         let session = &self.roster.sessions[self.roster.pools[full].session];
         let Some(conn) = session.conn else { return };
         let mut unstarted: Vec<(u64, Slot)> = session
             .leases
             .iter()
             .map(|(lease, slot)| (*lease, *slot))
-            .filter(|(_, slot)| {
-                let live = &self.lives[*slot];
-                live.pool == Some(full) && !live.started && !live.recalled
-            })
+            .filter(|(_, slot)| self.lives[*slot].pool == Some(full) && !self.lives[*slot].started)
             .collect();
+        // What was asked back before is on its way, or about to start after all.
+        let asked = unstarted.iter().filter(|(_, slot)| self.lives[*slot].recalled).count() as u64;
+        let wanted = self.roster.pools[idle].credit().min(excess.saturating_sub(asked)) as usize;
+        unstarted.retain(|(_, slot)| !self.lives[*slot].recalled);
         // The newest: the oldest are about to start.
         unstarted.sort_unstable_by_key(|(lease, _)| std::cmp::Reverse(*lease));
         for (lease, slot) in unstarted.into_iter().take(wanted) {
@@ -79,7 +89,8 @@ impl Scheduler {
     /// Gives the queues of these routes to whoever has credit: after workers joined, left or changed.
     pub(super) fn serve(&mut self, routes: &[usize], out: &mut Output) {
         for route in routes {
-            while !self.roster.routes[*route].queue.is_empty() {
+            // A route that changed may be gone by now.
+            while self.roster.routes.get(*route).is_some_and(|route| !route.queue.is_empty()) {
                 let Some(choice) = self.roster.choose(*route) else { break };
                 let queue = &mut self.roster.routes[*route].queue;
                 if let Some(slot) = queue.pop(&mut self.lives, self.limits.ageing_ms) {
@@ -104,6 +115,11 @@ impl Scheduler {
         live.pool = Some(pool);
         live.started = started;
         live.recalled = false;
+        if let Some(talk) = &mut live.talk {
+            // What an earlier try said is not about this one; its chunks are kept, with their own numbers.
+            talk.progress = None;
+            talk.chunks_seen = 0;
+        }
         self.reschedule(slot);
         let task = self.ledger.task(slot);
         let assign = Assign {

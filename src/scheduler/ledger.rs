@@ -93,13 +93,19 @@ impl Ledger {
         self.tasks.iter()
     }
 
+    /// Reserves leases anew once half of the block is used: the reservation is stored long before the first
+    /// of the new leases leaves, which no effect waits for.
+    pub(crate) fn reserve_leases(&mut self, now: Timestamp, rows: &mut Vec<RowChange>) {
+        let next = self.next_lease.max(1);
+        if self.leases_reserved < next + LEASES_RESERVED_AT_ONCE / 2 {
+            self.commit(now, Record::LeasesReserved { below: next + LEASES_RESERVED_AT_ONCE }, rows);
+        }
+    }
+
     /// A lease that was never handed out. The reservation that makes this hold across restarts goes to
     /// `rows` when a new block begins.
     pub(crate) fn new_lease(&mut self, now: Timestamp, rows: &mut Vec<RowChange>) -> u64 {
-        if self.next_lease >= self.leases_reserved {
-            let below = self.next_lease.max(1) + LEASES_RESERVED_AT_ONCE;
-            self.commit(now, Record::LeasesReserved { below }, rows);
-        }
+        self.reserve_leases(now, rows);
         self.next_lease = self.next_lease.max(1);
         let lease = self.next_lease;
         self.next_lease += 1;

@@ -31,7 +31,11 @@ impl Scheduler {
     pub(super) fn call(&mut self, task: NewTask, waiter: Waiter, out: &mut Output) {
         match self.accept(task, true, out) {
             Ok((slot, _)) => self.wait_for(slot, waiter, out),
-            Err(error) => out.refuse(waiter, error),
+            Err(error) => {
+                // A conflict tells that a task is known.
+                let gated = error.reason == Reason::IdempotencyConflict;
+                out.tell(gated, EffectKind::Reply(waiter, Reply::Refused(error)));
+            }
         }
     }
 
@@ -43,7 +47,9 @@ impl Scheduler {
         let results = tasks
             .into_iter()
             .map(|task| {
-                let (slot, attached) = self.accept(task, false, out)?;
+                let (slot, attached) = self.accept(task, false, out).inspect_err(|error| {
+                    gated |= error.reason == Reason::IdempotencyConflict;
+                })?;
                 let task = self.ledger.task(slot);
                 gated |= task.is_durable();
                 Ok(Accepted { id: task.id, attached })
@@ -391,6 +397,9 @@ impl Scheduler {
     pub(super) fn requeue(&mut self, slot: Slot, out: &mut Output) {
         self.detach(slot);
         self.commit(Record::Requeued { slot }, out);
+        if let Some(talk) = &mut self.lives[slot].talk {
+            talk.progress = None;
+        }
         self.changed(slot, out);
         self.ready(slot, true, out);
     }
@@ -475,7 +484,9 @@ impl Scheduler {
             State::Ended(_) => {
                 let state = self.ledger.task(slot).state.name().as_str();
                 let message = format!("task {id} has ended already: {state}");
-                return out.refuse(waiter, Error::new(Reason::TaskEnded, message));
+                let gated = self.ledger.task(slot).is_durable();
+                let error = Error::new(Reason::TaskEnded, message);
+                return out.tell(gated, EffectKind::Reply(waiter, Reply::Refused(error)));
             }
             _ => self.end(slot, Outcome::Cancelled(reason), None, out),
         }
@@ -490,7 +501,8 @@ impl Scheduler {
         let task = self.ledger.task(slot);
         if task.state.outcome().is_none() {
             let message = format!("task {id} has not ended: it is {}", task.state.name().as_str());
-            return out.refuse(waiter, Error::new(Reason::TaskNotEnded, message));
+            let (gated, error) = (task.is_durable(), Error::new(Reason::TaskNotEnded, message));
+            return out.tell(gated, EffectKind::Reply(waiter, Reply::Refused(error)));
         }
         if self.stopping {
             return out.refuse(waiter, Error::new(Reason::ShuttingDown, "the server is stopping"));
@@ -499,9 +511,8 @@ impl Scheduler {
         self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, Timestamp::NEVER);
         // Whoever called first has had the answer; this life belongs to nobody's connection.
         self.lives[slot].of_caller = false;
-        if let Some(talk) = &mut self.lives[slot].talk {
-            talk.progress = None;
-        }
+        // Attempts count from 1 again: chunks of the earlier life would be taken for chunks of this one.
+        self.lives[slot].talk = None;
         self.commit(Record::Withdrawn { slot }, out);
         self.changed(slot, out);
         self.ready(slot, false, out);

@@ -30,6 +30,8 @@ pub(crate) struct Live {
     pub(crate) answered: bool,
     /// Since when it waits, for its place in line.
     pub(crate) ready_since: Timestamp,
+    /// Its number among all that became ready: the order of a line. Many become ready in one millisecond.
+    pub(crate) place: u64,
     /// Its entry in the deadlines.
     pub(crate) due: Timestamp,
     /// Who gets the outcome.
@@ -71,6 +73,7 @@ impl Live {
             of_caller,
             answered: false,
             ready_since: now,
+            place: 0,
             due: Timestamp::NEVER,
             waiters: Vec::new(),
             talk: None,
@@ -123,6 +126,11 @@ impl List {
         as_slot(self.link(&lives[slot]).prev)
     }
 
+    /// The one after `slot`, towards the tail.
+    pub(crate) fn after(&self, lives: &Slab<Live>, slot: Slot) -> Option<Slot> {
+        as_slot(self.link(&lives[slot]).next)
+    }
+
     pub(crate) fn push_back(&mut self, lives: &mut Slab<Live>, slot: Slot) {
         *self.link_mut(&mut lives[slot]) = Link { prev: self.tail, next: NONE };
         match as_slot(self.tail) {
@@ -133,13 +141,15 @@ impl List {
         self.len += 1;
     }
 
-    pub(crate) fn push_front(&mut self, lives: &mut Slab<Live>, slot: Slot) {
-        *self.link_mut(&mut lives[slot]) = Link { prev: NONE, next: self.head };
-        match as_slot(self.head) {
-            Some(head) => self.link_mut(&mut lives[head]).prev = slot as u32,
-            None => self.tail = slot as u32,
+    /// Before `next`, which must be in this list; at the end when there is none.
+    pub(crate) fn insert_before(&mut self, lives: &mut Slab<Live>, slot: Slot, next: Option<Slot>) {
+        let Some(next) = next else { return self.push_back(lives, slot) };
+        let prev = std::mem::replace(&mut self.link_mut(&mut lives[next]).prev, slot as u32);
+        *self.link_mut(&mut lives[slot]) = Link { prev, next: next as u32 };
+        match as_slot(prev) {
+            Some(prev) => self.link_mut(&mut lives[prev]).next = slot as u32,
+            None => self.head = slot as u32,
         }
-        self.head = slot as u32;
         self.len += 1;
     }
 

@@ -1,5 +1,7 @@
 //! Tasks that wait for a worker, in the order in which they go.
 
+use std::cmp::{Ordering, Reverse};
+
 use slab::Slab;
 
 use super::ledger::Slot;
@@ -36,9 +38,16 @@ impl Queue {
         self.len += 1;
     }
 
-    /// For work that came back: it keeps its place ahead of what arrived later.
-    pub(crate) fn push_front(&mut self, lives: &mut Slab<Live>, slot: Slot, priority: u8) {
-        self.list(priority).push_front(lives, slot);
+    /// For work that came back: it takes its old place, ahead of what arrived later. Looks past what came
+    /// back before it and is older; give back the newest first, and it looks past nothing.
+    pub(crate) fn put_back(&mut self, lives: &mut Slab<Live>, slot: Slot, priority: u8) {
+        let place = lives[slot].place;
+        let list = self.list(priority);
+        let mut next = list.head();
+        while let Some(other) = next.filter(|other| lives[*other].place < place) {
+            next = list.after(lives, other);
+        }
+        list.insert_before(lives, slot, next);
         self.len += 1;
     }
 
@@ -55,19 +64,40 @@ impl Queue {
             .enumerate()
             .filter_map(|(priority, list)| {
                 let slot = list.head()?;
-                let rank = lives[slot].ready_since.0 as i64 - priority as i64 * ageing_ms as i64;
                 // Equal ranks: the higher priority first.
-                Some((rank, std::cmp::Reverse(priority), slot))
+                Some((rank(&lives[slot], priority, ageing_ms), Reverse(priority), slot))
             })
             .min()?;
         self.remove(lives, slot, priority.0 as u8);
         Some(slot)
     }
 
-    /// Tasks ahead of one of this priority that became ready at `since`: those of its own list are
-    /// counted by the caller's knowledge of order, so this is an upper bound used to explain.
-    pub(crate) fn ahead_of(&self, priority: u8) -> usize {
-        self.lists.iter().skip(usize::from(priority)).map(List::len).sum::<usize>().saturating_sub(1)
+    /// How many go before `slot`, a task of this queue; stops counting at `most`.
+    pub(crate) fn ahead_of(&self, lives: &Slab<Live>, slot: Slot, priority: u8, ageing_ms: u64, most: usize) -> usize {
+        let own = rank(&lives[slot], usize::from(priority), ageing_ms);
+        let mut ahead = 0;
+        for (other_priority, list) in self.lists.iter().enumerate() {
+            let mut at = list.head();
+            while let Some(other) = at.filter(|other| *other != slot && ahead < most) {
+                let rank = rank(&lives[other], other_priority, ageing_ms);
+                let first = match other_priority.cmp(&usize::from(priority)) {
+                    Ordering::Less => rank < own,
+                    Ordering::Equal => true,
+                    Ordering::Greater => rank <= own,
+                };
+                if !first {
+                    break;
+                }
+                ahead += 1;
+                at = list.after(lives, other);
+            }
+        }
+        ahead
+    }
+
+    /// The tasks of each priority, in order: for the audit.
+    pub(crate) fn lists(&self) -> impl Iterator<Item = &List> {
+        self.lists.iter()
     }
 
     #[allow(
@@ -77,4 +107,9 @@ impl Queue {
     fn list(&mut self, priority: u8) -> &mut List {
         &mut self.lists[usize::from(priority)]
     }
+}
+
+/// When it goes; the lowest goes first.
+fn rank(live: &Live, priority: usize, ageing_ms: u64) -> i128 {
+    i128::from(live.ready_since.0) - priority as i128 * i128::from(ageing_ms)
 }

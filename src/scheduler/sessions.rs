@@ -61,15 +61,15 @@ impl Scheduler {
         let listed = hello.in_flight.clone();
         let key = match resumed {
             Some(key) => {
-                self.resume(key, hello, conn, token, out);
+                self.resume(key, hello, conn, out);
                 key
             }
             None => self.open_session(hello, conn, token),
         };
         let (keep, drop) = self.settle_leases(key, listed, out);
         let session = &self.roster.sessions[key];
-        let welcome =
-            Welcome { session: session.id, worker_id: Arc::clone(&session.worker_id), token, keep, drop };
+        let (id, worker_id, token) = (session.id, Arc::clone(&session.worker_id), session.token);
+        let welcome = Welcome { session: id, worker_id, token, keep, drop };
         out.now(EffectKind::Reply(waiter, Reply::Joined(Box::new(welcome))));
         if self.roster.sessions[key].draining {
             out.now(EffectKind::Tell(conn, Tell::Drain("asked to leave before the stream broke".to_owned())));
@@ -106,15 +106,17 @@ impl Scheduler {
     }
 
     /// A known session goes on over a new stream. Its pools begin again with no credit.
-    fn resume(&mut self, key: usize, hello: Hello, conn: ConnId, token: u128, out: &mut Output) {
+    fn resume(&mut self, key: usize, hello: Hello, conn: ConnId, out: &mut Output) {
         let routes = self.deactivate(key);
         let session = &mut self.roster.sessions[key];
         if let Some(old) = session.conn.replace(conn) {
             let error = Error::new(Reason::SessionReplaced, "the same worker opened a newer stream");
             out.now(EffectKind::Close(old, Some(error)));
         }
-        session.token = token;
+        // The token stays: a new one could be lost with the welcome, and the worker with it.
         session.hello = hello;
+        // What was acknowledged over the old stream may not have arrived.
+        session.result_acked = 0;
         session.seen_at = self.now;
         session.disagreed_at = None;
         for pool in session.pools.clone() {
@@ -136,7 +138,7 @@ impl Scheduler {
     /// is lost, what only the worker knows it must drop.
     fn settle_leases(&mut self, key: usize, listed: Vec<u64>, out: &mut Output) -> (Vec<u64>, Vec<u64>) {
         let named: HashSet<u64> = listed.iter().copied().collect();
-        for (lease, slot) in self.leases_of(key) {
+        for (lease, slot) in self.leases_of(key).into_iter().rev() {
             if !named.contains(&lease) {
                 self.lose(slot, "the worker came back without it", out);
             }
@@ -277,7 +279,10 @@ impl Scheduler {
         for result in frame.results {
             self.result(key, conn, result, out);
         }
-        for lease in frame.released {
+        // Newest first: each takes its old place in line, before those that came back a moment ago.
+        let mut released = frame.released;
+        released.sort_unstable_by(|a, b| b.cmp(a));
+        for lease in released {
             if let Some(slot) = self.held(key, conn, lease, out) {
                 self.requeue(slot, out);
             }
@@ -458,7 +463,7 @@ impl Scheduler {
     fn go_away(&mut self, key: usize, out: &mut Output) {
         let routes = self.deactivate(key);
         self.roster.sessions[key].conn = None;
-        for (_, slot) in self.leases_of(key) {
+        for (_, slot) in self.leases_of(key).into_iter().rev() {
             if !self.lives[slot].started {
                 self.requeue(slot, out);
             }
@@ -501,7 +506,7 @@ impl Scheduler {
             self.acknowledge(key, conn, out);
             out.tell(true, EffectKind::Close(conn, error));
         }
-        for (_, slot) in self.leases_of(key) {
+        for (_, slot) in self.leases_of(key).into_iter().rev() {
             self.lose(slot, why, out);
         }
         let session = &mut self.roster.sessions[key];

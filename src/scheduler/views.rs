@@ -10,6 +10,8 @@ use crate::task::{State, TaskId};
 
 /// Tasks looked at for one page; a page may end early so that no request looks at a million.
 const EXAMINED_PER_PAGE: usize = 20_000;
+/// Tasks ahead of another are counted up to this many.
+const AHEAD_COUNTED: usize = 10_000;
 
 impl Scheduler {
     pub(super) fn view(&self, slot: Slot) -> TaskView {
@@ -66,7 +68,7 @@ impl Scheduler {
             }
             examined += 1;
             at = self.by_age.before(&self.lives, slot);
-            if tasks.len() == limit || examined == EXAMINED_PER_PAGE {
+            if tasks.len() >= limit || examined == EXAMINED_PER_PAGE {
                 next = at.map(|_| task.id);
                 break;
             }
@@ -201,10 +203,12 @@ impl Scheduler {
                 pool.credit()
             ));
         }
+        let priority = task.options.priority;
+        let ahead = route.queue.ahead_of(&self.lives, slot, priority, self.limits.ageing_ms, AHEAD_COUNTED);
+        let or_more = if ahead == AHEAD_COUNTED { " or more" } else { "" };
         details.push(format!(
-            "{} tasks wait in its queue, up to {} of them ahead of it",
-            route.queue.len(),
-            route.queue.ahead_of(task.options.priority)
+            "{} tasks wait in its queue, {ahead}{or_more} of them ahead of it",
+            route.queue.len()
         ));
         (summary, details)
     }

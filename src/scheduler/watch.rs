@@ -31,7 +31,13 @@ pub(crate) struct Watchers {
 struct Watcher {
     ids: BTreeSet<TaskId>,
     filter: Filter,
+    /// It may be told of durable tasks. Then all its events wait for the store, or those of ephemeral tasks
+    /// would overtake the others and its cursor would skip them.
+    gated: bool,
 }
+
+/// The cursor of events after which nobody can go on: the first look was not complete.
+const NO_PLACE: u64 = u64::MAX;
 
 impl Filter {
     /// Whether the task meets all conditions.
@@ -53,6 +59,7 @@ impl Scheduler {
         waiter: Waiter,
         out: &mut Output,
     ) {
+        self.unwatch(conn);
         if ids.len() > self.limits.watch_tasks {
             let message = format!("task_ids: {} given; at most {}", ids.len(), self.limits.watch_tasks);
             return out.refuse(waiter, Error::new(Reason::TooManyItems, message));
@@ -79,21 +86,23 @@ impl Scheduler {
     }
 
     fn watch_tasks(&mut self, slots: &BTreeMap<TaskId, Slot>, seen: u64, conn: ConnId, out: &mut Output) {
-        let watcher = Watcher { ids: slots.keys().copied().collect(), filter: Filter::default() };
+        let gated = slots.values().any(|slot| self.ledger.task(*slot).is_durable());
+        let watcher = Watcher { ids: slots.keys().copied().collect(), filter: Filter::default(), gated };
         self.watchers.by_conn.insert(conn, watcher);
+        // In the order in which they came, each with its own place: whoever is cut off on the way goes on
+        // from there and misses none.
+        let mut missed: Vec<(u64, TaskId, Chunk)> = Vec::new();
+        for (id, slot) in slots {
+            let talk = self.lives[*slot].talk();
+            talk.watchers.push(conn);
+            let chunks = talk.chunks.iter().filter(|(seq, _)| *seq > seen);
+            missed.extend(chunks.map(|(seq, chunk)| (*seq, *id, chunk.clone())));
+        }
+        missed.sort_unstable_by_key(|(seq, ..)| *seq);
+        for (seq, id, chunk) in missed {
+            self.tell_watcher(conn, seq, EventKind::Chunk(id, chunk), out);
+        }
         for slot in slots.values() {
-            self.lives[*slot].talk().watchers.push(conn);
-            let id = self.ledger.task(*slot).id;
-            let chunks: Vec<Chunk> = self.lives[*slot]
-                .talk()
-                .chunks
-                .iter()
-                .filter(|(seq, _)| *seq > seen)
-                .map(|(_, chunk)| chunk.clone())
-                .collect();
-            for chunk in chunks {
-                self.tell_watcher(conn, *slot, EventKind::Chunk(id, chunk), out);
-            }
             self.show(conn, *slot, out);
         }
     }
@@ -108,11 +117,14 @@ impl Scheduler {
                     .front()
                     .map_or(*seen == self.watchers.seq, |(first, _)| *first <= *seen + 1)
         };
-        let slots: Vec<Slot> = match seen.filter(resumable) {
+        let slots: Vec<(u64, Slot)> = match seen.filter(resumable) {
             Some(seen) => {
-                let changed: BTreeSet<TaskId> =
-                    self.watchers.recent.iter().filter(|(seq, _)| *seq > seen).map(|(_, id)| *id).collect();
-                changed.into_iter().filter_map(|id| self.ledger.slot_of(id)).collect()
+                let recent = self.watchers.recent.iter().filter(|(seq, _)| *seq > seen);
+                let latest: BTreeMap<TaskId, u64> = recent.map(|(seq, id)| (*id, *seq)).collect();
+                let known = latest.into_iter().filter_map(|(id, seq)| Some((seq, self.ledger.slot_of(id)?)));
+                let mut slots: Vec<(u64, Slot)> = known.collect();
+                slots.sort_unstable();
+                slots
             }
             None => {
                 let mut slots = Vec::new();
@@ -120,7 +132,8 @@ impl Scheduler {
                 for _ in 0..FIRST_LOOK_EXAMINED {
                     let Some(slot) = at.filter(|_| slots.len() < FIRST_LOOK) else { break };
                     if filter.matches(self.ledger.task(slot)) {
-                        slots.push(slot);
+                        let place = if slots.is_empty() { self.watchers.seq } else { NO_PLACE };
+                        slots.push((place, slot));
                     }
                     at = self.by_age.before(&self.lives, slot);
                 }
@@ -128,13 +141,13 @@ impl Scheduler {
                 slots
             }
         };
-        let matching: Vec<Slot> =
-            slots.into_iter().filter(|slot| filter.matches(self.ledger.task(*slot))).collect();
-        self.watchers.by_conn.insert(conn, Watcher { ids: BTreeSet::new(), filter });
+        let matching: Vec<(u64, Slot)> =
+            slots.into_iter().filter(|(_, slot)| filter.matches(self.ledger.task(*slot))).collect();
+        self.watchers.by_conn.insert(conn, Watcher { ids: BTreeSet::new(), filter, gated: true });
         self.watchers.filters.insert(conn);
-        for slot in matching {
+        for (seq, slot) in matching {
             let view = self.view(slot);
-            self.tell_watcher(conn, slot, EventKind::Task(view), out);
+            self.tell_watcher(conn, seq, EventKind::Task(view), out);
         }
     }
 
@@ -157,6 +170,7 @@ impl Scheduler {
             return;
         }
         self.watchers.seq += 1;
+        let seq = self.watchers.seq;
         if self.watchers.keeping {
             let id = self.ledger.task(slot).id;
             self.watchers.recent.push_back((self.watchers.seq, id));
@@ -171,7 +185,7 @@ impl Scheduler {
                     .is_some_and(|w| w.filter.matches(self.ledger.task(slot)));
                 if wanted {
                     let view = self.view(slot);
-                    self.tell_watcher(conn, slot, EventKind::Task(view), out);
+                    self.tell_watcher(conn, seq, EventKind::Task(view), out);
                 }
             }
         }
@@ -184,7 +198,7 @@ impl Scheduler {
         self.watchers.seq += 1;
         let id = self.ledger.task(slot).id;
         for conn in self.followers(slot) {
-            self.tell_watcher(conn, slot, EventKind::Progress(id, progress.clone()), out);
+            self.tell_watcher(conn, self.watchers.seq, EventKind::Progress(id, progress.clone()), out);
         }
     }
 
@@ -192,10 +206,6 @@ impl Scheduler {
         self.watchers.seq += 1;
         let (id, attempt) = (self.ledger.task(slot).id, self.ledger.task(slot).attempt);
         let talk = self.lives[slot].talk();
-        let first_of_attempt = talk.chunks.back().is_none_or(|(_, chunk)| chunk.attempt != attempt);
-        if first_of_attempt {
-            talk.chunks_seen = 0;
-        }
         let chunk = Chunk { attempt, index: talk.chunks_seen, data };
         talk.chunks_seen += 1;
         talk.chunk_bytes += chunk.data.size();
@@ -207,7 +217,7 @@ impl Scheduler {
             talk.chunk_bytes -= oldest.data.size();
         }
         for conn in self.followers(slot) {
-            self.tell_watcher(conn, slot, EventKind::Chunk(id, chunk.clone()), out);
+            self.tell_watcher(conn, self.watchers.seq, EventKind::Chunk(id, chunk.clone()), out);
         }
     }
 
@@ -219,9 +229,8 @@ impl Scheduler {
     /// it follows none, its stream ends.
     fn show(&mut self, conn: ConnId, slot: Slot, out: &mut Output) {
         let view = self.view(slot);
-        let (id, ended, gated) =
-            (view.id, view.state.outcome().is_some(), self.ledger.task(slot).is_durable());
-        self.tell_watcher(conn, slot, EventKind::Task(view), out);
+        let (id, ended) = (view.id, view.state.outcome().is_some());
+        self.tell_watcher(conn, self.watchers.seq, EventKind::Task(view), out);
         if !ended {
             return;
         }
@@ -231,14 +240,15 @@ impl Scheduler {
         let Some(watcher) = self.watchers.by_conn.get_mut(&conn) else { return };
         watcher.ids.remove(&id);
         if watcher.ids.is_empty() {
+            let gated = watcher.gated;
             self.watchers.by_conn.remove(&conn);
             out.tell(gated, EffectKind::Close(conn, None));
         }
     }
 
-    fn tell_watcher(&self, conn: ConnId, slot: Slot, kind: EventKind, out: &mut Output) {
-        let cursor = Cursor { epoch: self.epoch, seq: self.watchers.seq };
-        let gated = self.ledger.task(slot).is_durable();
+    fn tell_watcher(&self, conn: ConnId, seq: u64, kind: EventKind, out: &mut Output) {
+        let cursor = Cursor { epoch: self.epoch, seq };
+        let gated = self.watchers.by_conn.get(&conn).is_some_and(|watcher| watcher.gated);
         out.tell(gated, EffectKind::Event(conn, Box::new(Event { cursor, kind })));
     }
 }
