@@ -43,6 +43,7 @@ use live::{Chain, List, Live};
 use roster::Roster;
 use watch::Watchers;
 
+mod audit;
 mod command;
 mod deadlines;
 mod dispatch;

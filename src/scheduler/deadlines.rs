@@ -36,6 +36,11 @@ impl Deadlines {
         *old = new;
     }
 
+    /// All entries, for the audit.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &(Timestamp, Due)> {
+        self.set.iter()
+    }
+
     /// The earliest.
     pub(crate) fn next(&self) -> Option<Timestamp> {
         self.set.first().map(|(at, _)| *at)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use slab::Slab;
 
+use super::audit::ensure;
 use super::command::WorkerId;
 use crate::clock::Timestamp;
 use crate::row::{Row, RowChange, RowKey};
@@ -179,6 +180,35 @@ impl Ledger {
         }
         rows.sort_by_key(|(key, _)| *key);
         rows
+    }
+
+    /// Whether counts, bytes and indexes say what the tasks say.
+    pub(crate) fn audit(&self) -> Result<(), String> {
+        let (mut counts, mut bytes, mut keyed) = ([0_u64; 7], 0, 0);
+        for (slot, task) in &self.tasks {
+            if let Some(count) = counts.get_mut(task.state.name() as usize) {
+                *count += 1;
+            }
+            bytes += task.size();
+            ensure!(self.index.get(&task.id) == Some(&slot), "{} is not in the index", task.id);
+            if let State::Leased { lease, .. } = task.state {
+                ensure!(lease < self.next_lease, "{} holds lease {lease}, which was not given out", task.id);
+            }
+            if !task.options.idempotency_key.is_empty() {
+                keyed += 1;
+                let key = (Arc::clone(&task.method), task.options.idempotency_key.clone());
+                ensure!(self.keys.get(&key) == Some(&slot), "{} is not under its key", task.id);
+            }
+        }
+        ensure!(counts == self.counts, "counts are {:?}, should be {counts:?}", self.counts);
+        ensure!(bytes == self.bytes, "{bytes} bytes, {} counted", self.bytes);
+        ensure!(self.index.len() == self.tasks.len() && self.keys.len() == keyed, "an index holds too much");
+        ensure!(
+            self.next_lease <= self.leases_reserved,
+            "leases beyond {} were not reserved",
+            self.leases_reserved
+        );
+        Ok(())
     }
 
     fn submitted(&mut self, task: Task, rows: &mut Vec<RowChange>) -> Slot {

@@ -107,10 +107,7 @@ impl Scheduler {
     }
 
     fn check_new(&self, new: &NewTask) -> Result<()> {
-        let size = new.payload.size();
-        if size > self.limits.payload_bytes {
-            return Err(too_large("payload", size, self.limits.payload_bytes));
-        }
+        self.limits.check_payload("payload", &new.payload)?;
         if self.ledger.slot_of(new.id).is_some() {
             return Err(Error::invalid("task_id", format_args!("{} is taken", new.id)));
         }
@@ -524,12 +521,6 @@ impl Scheduler {
         let gated = self.ledger.task(slot).is_durable();
         out.tell(gated, EffectKind::Reply(waiter, Reply::Task(Box::new(view))));
     }
-}
-
-/// A payload over the limit.
-pub(super) fn too_large(what: &str, size: usize, max: usize) -> Error {
-    let message = format!("{what}: {size} bytes; at most {max} (limits.payload_bytes)");
-    Error::new(Reason::PayloadTooLarge, message)
 }
 
 /// Cuts a text to at most `max` bytes, at a character's edge.

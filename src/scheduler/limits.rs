@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::error::{Error, Reason, Result};
+use crate::task::Payload;
 
 /// All limits and periods of the scheduler, with their defaults. The unit is in the name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -82,6 +83,24 @@ impl Limits {
         }
         let message = format!("tasks: {count} given; hand in 1 to {} at once", self.submit_tasks);
         Err(Error::new(Reason::TooManyItems, message))
+    }
+
+    /// Whether a payload, result or chunk may be as large as it is. `what` names it in the error.
+    ///
+    /// # Errors
+    /// `payload_too_large`; `invalid_field` for a content type over 256 bytes.
+    pub fn check_payload(&self, what: &str, payload: &Payload) -> Result<()> {
+        let (size, max) = (payload.data.len(), self.payload_bytes);
+        if size > max {
+            let message = format!("{what}: {size} bytes; at most {max} (limits.payload_bytes)");
+            return Err(Error::new(Reason::PayloadTooLarge, message));
+        }
+        let (size, max) = (payload.content_type.len(), 256);
+        if size > max {
+            let field = format!("{what}.content_type");
+            return Err(Error::invalid(&field, format_args!("{size} bytes; at most {max}")));
+        }
+        Ok(())
     }
 
     /// How many calls one frame of a pipe may hold.

@@ -73,7 +73,14 @@ impl Queue {
     }
 
     /// How many go before `slot`, a task of this queue; stops counting at `most`.
-    pub(crate) fn ahead_of(&self, lives: &Slab<Live>, slot: Slot, priority: u8, ageing_ms: u64, most: usize) -> usize {
+    pub(crate) fn ahead_of(
+        &self,
+        lives: &Slab<Live>,
+        slot: Slot,
+        priority: u8,
+        ageing_ms: u64,
+        most: usize,
+    ) -> usize {
         let own = rank(&lives[slot], usize::from(priority), ageing_ms);
         let mut ahead = 0;
         for (other_priority, list) in self.lists.iter().enumerate() {

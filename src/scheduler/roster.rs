@@ -21,6 +21,8 @@ use super::queue::Queue;
 use crate::clock::Timestamp;
 use crate::task::{Method, Target};
 
+mod audit;
+
 /// One worker's stream, or the memory of it while it may come back.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -368,8 +370,19 @@ impl Roster {
     }
 
     fn match_route(&mut self, key: usize) {
+        let mut matches = Vec::new();
+        self.matches_of(key, &mut matches);
+        let texts: Vec<(usize, Arc<str>)> =
+            matches.into_iter().map(|(offer, version)| (offer, self.version_text(key, &version))).collect();
+        self.routes[key].offers = texts;
+        if !self.routes[key].queue.is_empty() {
+            self.take_turns(key);
+        }
+    }
+
+    /// The offers that may serve the route now, with the version that each would run.
+    fn matches_of(&self, key: usize, matches: &mut Vec<(usize, Version)>) {
         let route = &self.routes[key];
-        let mut matches: Vec<(usize, Version)> = Vec::new();
         if let Some(entry) = self.methods.get(&route.method) {
             for offer in &entry.offers {
                 let candidate = &self.offers[*offer];
@@ -396,12 +409,6 @@ impl Roster {
             // Nobody asked for a version: the newest that is alive.
             let newest = matches.iter().map(|(_, version)| version).max().cloned();
             matches.retain(|(_, version)| Some(version) == newest.as_ref());
-        }
-        let texts: Vec<(usize, Arc<str>)> =
-            matches.into_iter().map(|(offer, version)| (offer, self.version_text(key, &version))).collect();
-        self.routes[key].offers = texts;
-        if !self.routes[key].queue.is_empty() {
-            self.take_turns(key);
         }
     }
 
@@ -608,9 +615,7 @@ impl Roster {
     // --- for people -------------------------------------------------------------------------------
 
     /// Methods in order, each with its versions and the tasks that wait for it.
-    pub(crate) fn method_entries(
-        &self,
-    ) -> impl Iterator<Item = (&Arc<str>, &Served, u64)> {
+    pub(crate) fn method_entries(&self) -> impl Iterator<Item = (&Arc<str>, &Served, u64)> {
         self.methods.iter().map(|(name, entry)| {
             let ready = entry.routes.values().map(|route| self.routes[*route].queue.len() as u64).sum();
             (name, &entry.served, ready)

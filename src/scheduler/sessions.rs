@@ -7,7 +7,7 @@ use super::command::{AttemptEnd, AttemptResult, ConnId, Frame, Hello, PoolSpec, 
 use super::deadlines::Due;
 use super::effect::{EffectKind, Reply, Tell, Welcome};
 use super::ledger::Slot;
-use super::lifecycle::{cut, too_large};
+use super::lifecycle::cut;
 use super::roster::Session;
 use super::{Output, Scheduler};
 use crate::clock::Timestamp;
@@ -335,8 +335,7 @@ impl Scheduler {
     fn chunk(&mut self, key: usize, conn: ConnId, lease: u64, data: Payload, out: &mut Output) {
         let Some(slot) = self.held(key, conn, lease, out) else { return };
         self.lives[slot].started = true;
-        if data.size() > self.limits.payload_bytes {
-            let error = too_large("chunk", data.size(), self.limits.payload_bytes);
+        if let Err(error) = self.limits.check_payload("chunk", &data) {
             self.totals.refused += 1;
             return out.now(EffectKind::Tell(conn, Tell::Refused(lease, error)));
         }
@@ -355,21 +354,21 @@ impl Scheduler {
         if let Some(slot) = self.held(key, conn, lease, out) {
             self.roster.sessions[key].finished += 1;
             match end {
-                AttemptEnd::Succeeded(payload) if payload.size() > self.limits.payload_bytes => {
-                    let error = too_large("result", payload.size(), self.limits.payload_bytes);
-                    let task_error = TaskError::new(error.reason.as_str(), error.message.clone());
-                    out.now(EffectKind::Tell(conn, Tell::Refused(lease, error)));
-                    self.fail(slot, task_error, Some(false), 0, out);
-                }
-                AttemptEnd::Succeeded(payload) => self.end(slot, Outcome::Succeeded(payload), None, out),
+                AttemptEnd::Succeeded(payload) => match self.limits.check_payload("result", &payload) {
+                    Ok(()) => self.end(slot, Outcome::Succeeded(payload), None, out),
+                    Err(error) => {
+                        let task_error = TaskError::new(error.reason.as_str(), error.message.clone());
+                        out.now(EffectKind::Tell(conn, Tell::Refused(lease, error)));
+                        self.fail(slot, task_error, Some(false), 0, out);
+                    }
+                },
                 AttemptEnd::Failed { mut error, retryable, retry_after_ms } => {
                     if error.code.is_empty() {
                         error.code = TaskError::HANDLER_ERROR.to_owned();
                     }
                     cut(&mut error.code, NAME_BYTES);
-                    if error.details.as_ref().is_some_and(|d| d.size() > self.limits.payload_bytes) {
-                        error.details = None;
-                    }
+                    // The failure counts even when what came along with it cannot be kept.
+                    error.details = error.details.filter(|d| self.limits.check_payload("details", d).is_ok());
                     self.fail(slot, error, retryable, retry_after_ms, out);
                 }
             }

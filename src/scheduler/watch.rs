@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::command::{ConnId, Cursor, Filter, Waiter};
 use super::effect::{EffectKind, Event, EventKind, Reply};
 use super::ledger::Slot;
-use super::{Output, Scheduler};
+use super::{Limits, Output, Scheduler};
 use crate::error::{Error, Reason};
 use crate::task::{Chunk, Payload, Progress, Task, TaskId};
 
@@ -38,6 +38,22 @@ struct Watcher {
 
 /// The cursor of events after which nobody can go on: the first look was not complete.
 const NO_PLACE: u64 = u64::MAX;
+
+impl Watchers {
+    /// Who follows which task by its name: for the audit.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (ConnId, TaskId)> {
+        self.by_conn.iter().flat_map(|(conn, watcher)| watcher.ids.iter().map(|id| (*conn, *id)))
+    }
+
+    /// Whether filter watchers are those without names, and nothing is over its limit.
+    pub(crate) fn audit(&self, limits: &Limits) -> bool {
+        let nameless =
+            self.by_conn.iter().filter(|(_, watcher)| watcher.ids.is_empty()).map(|(conn, _)| conn);
+        nameless.eq(self.filters.iter())
+            && self.by_conn.len() <= limits.watchers
+            && self.recent.len() <= limits.events_kept
+    }
+}
 
 impl Filter {
     /// Whether the task meets all conditions.
