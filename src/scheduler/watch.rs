@@ -193,16 +193,9 @@ impl Scheduler {
             if self.watchers.recent.len() > self.limits.events_kept {
                 self.watchers.recent.pop_front();
             }
-            for conn in self.watchers.filters.clone() {
-                let wanted = self
-                    .watchers
-                    .by_conn
-                    .get(&conn)
-                    .is_some_and(|w| w.filter.matches(self.ledger.task(slot)));
-                if wanted {
-                    let view = self.view(slot);
-                    self.tell_watcher(conn, seq, EventKind::Task(view), out);
-                }
+            for conn in self.filter_watchers(slot) {
+                let view = self.view(slot);
+                self.tell_watcher(conn, seq, EventKind::Task(view), out);
             }
         }
         for conn in self.followers(slot) {
@@ -213,7 +206,7 @@ impl Scheduler {
     pub(super) fn progressed(&mut self, slot: Slot, progress: Progress, out: &mut Output) {
         self.watchers.seq += 1;
         let id = self.ledger.task(slot).id;
-        for conn in self.followers(slot) {
+        for conn in self.audience(slot) {
             self.tell_watcher(conn, self.watchers.seq, EventKind::Progress(id, progress.clone()), out);
         }
     }
@@ -232,9 +225,24 @@ impl Scheduler {
             let Some((_, oldest)) = talk.chunks.pop_front() else { break };
             talk.chunk_bytes -= oldest.data.size();
         }
-        for conn in self.followers(slot) {
+        for conn in self.audience(slot) {
             self.tell_watcher(conn, self.watchers.seq, EventKind::Chunk(id, chunk.clone()), out);
         }
+    }
+
+    /// Everyone who sees what the task's handler says.
+    fn audience(&self, slot: Slot) -> Vec<ConnId> {
+        let mut conns = self.followers(slot);
+        conns.extend(self.filter_watchers(slot));
+        conns
+    }
+
+    fn filter_watchers(&self, slot: Slot) -> Vec<ConnId> {
+        let task = self.ledger.task(slot);
+        let matches = |conn: &ConnId| {
+            self.watchers.by_conn.get(conn).is_some_and(|watcher| watcher.filter.matches(task))
+        };
+        self.watchers.filters.iter().copied().filter(matches).collect()
     }
 
     fn followers(&self, slot: Slot) -> Vec<ConnId> {
