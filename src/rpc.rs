@@ -3,11 +3,14 @@
 use std::fmt;
 
 use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::handle::Handle;
 use crate::proto::admin_server::AdminServer;
 use crate::proto::tasks_server::TasksServer;
 use crate::proto::worker_server::WorkerServer;
+use crate::shutdown::Shutdown;
 
 mod admin;
 mod convert;
@@ -20,6 +23,8 @@ mod worker;
 pub struct RpcSettings {
     /// When set, a worker must show it. Compared in constant time, never logged.
     pub worker_key: Option<String>,
+    /// Once it is stopping, the health service says NOT_SERVING.
+    pub shutdown: Shutdown,
 }
 
 impl fmt::Debug for RpcSettings {
@@ -32,8 +37,8 @@ impl fmt::Debug for RpcSettings {
 /// small ones; so much comes on top of the largest payload.
 const MESSAGE_OVERHEAD: usize = 4 << 20;
 
-/// All services, health and reflection included.
-pub fn routes(handle: &Handle, settings: &RpcSettings) -> Routes {
+/// All services, health and reflection included. Must be called within a tokio runtime.
+pub async fn routes(handle: &Handle, settings: &RpcSettings) -> Routes {
     let most = handle.limits().payload_bytes + MESSAGE_OVERHEAD;
     let tasks = TasksServer::new(tasks::TasksEdge::new(handle.clone()))
         .max_decoding_message_size(most)
@@ -42,12 +47,17 @@ pub fn routes(handle: &Handle, settings: &RpcSettings) -> Routes {
         .max_decoding_message_size(most)
         .max_encoding_message_size(usize::MAX);
     let admin = AdminServer::new(admin::AdminEdge::new(handle.clone()));
-    let (health_reporter, health) = tonic_health::server::health_reporter();
-    drop(health_reporter);
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<TasksServer<tasks::TasksEdge>>().await;
+    reporter.set_serving::<WorkerServer<worker::WorkerEdge>>().await;
+    reporter.set_serving::<AdminServer<admin::AdminEdge>>().await;
+    tokio::spawn(report_stopping(reporter, settings.shutdown.clone()));
     let mut routes = Routes::new(tasks).add_service(worker).add_service(admin).add_service(health);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(crate::proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // So that grpcurl can show the details of an error.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .build_v1();
     match reflection {
         Ok(service) => routes = routes.add_service(service),
@@ -55,4 +65,13 @@ pub fn routes(handle: &Handle, settings: &RpcSettings) -> Routes {
         Err(problem) => tracing::error!(%problem, "server reflection is off"),
     }
     routes
+}
+
+/// Load balancers stop sending as soon as the server begins to stop.
+async fn report_stopping(reporter: HealthReporter, shutdown: Shutdown) {
+    shutdown.stopping().await;
+    reporter.set_service_status("", ServingStatus::NotServing).await;
+    reporter.set_not_serving::<TasksServer<tasks::TasksEdge>>().await;
+    reporter.set_not_serving::<WorkerServer<worker::WorkerEdge>>().await;
+    reporter.set_not_serving::<AdminServer<admin::AdminEdge>>().await;
 }

@@ -105,6 +105,8 @@ pub struct Scheduler {
     deadlines: Deadlines,
     watchers: Watchers,
     next_session: u64,
+    /// See `sessions.rs`.
+    strays_left: u32,
     /// Of the tasks that became ready.
     next_place: u64,
     totals: Totals,
@@ -129,6 +131,7 @@ impl Scheduler {
             deadlines: Deadlines::default(),
             watchers: Watchers::default(),
             next_session: 1,
+            strays_left: 0,
             next_place: 0,
             totals: Totals::default(),
         }
@@ -170,6 +173,11 @@ impl Scheduler {
     pub fn due(&self) -> Option<Timestamp> {
         let answered = self.answered.head().map(|slot| self.ledger.task(slot).forget_at);
         [self.deadlines.next(), answered].into_iter().flatten().min()
+    }
+
+    /// Tasks in each state, in the order of [`StateName::ALL`](crate::task::StateName::ALL).
+    pub fn counts(&self) -> [u64; 7] {
+        self.ledger.counts()
     }
 
     /// The durable facts as rows, sorted by key: for tests that compare a restored scheduler with a live
@@ -270,16 +278,17 @@ impl Scheduler {
         for slot in by_id.values() {
             self.adopt(*slot);
         }
-        // Lines are in the order in which their tasks became ready.
-        let mut ready: Vec<Slot> = by_id.into_values().collect();
-        ready.retain(|slot| matches!(self.ledger.task(*slot).state, State::Ready));
-        ready.sort_by_key(|slot| self.lives[*slot].ready_since);
-        for slot in ready {
+        // Lines are in the order in which tasks became ready; of those with a worker, it took them.
+        let mut in_line: Vec<Slot> = by_id.into_values().collect();
+        in_line.sort_by_key(|slot| self.lives[*slot].ready_since);
+        for slot in in_line {
             self.next_place += 1;
             let live = &mut self.lives[slot];
             live.place = self.next_place;
-            let priority = self.ledger.task(slot).options.priority;
-            self.roster.routes[live.route].queue.push_back(&mut self.lives, slot, priority);
+            let (task, route) = (self.ledger.task(slot), live.route);
+            if matches!(task.state, State::Ready) {
+                self.roster.routes[route].queue.push_back(&mut self.lives, slot, task.options.priority);
+            }
         }
         self.expect_lost_workers();
     }

@@ -22,12 +22,17 @@ use crate::{config::Config, exit::Exit, log};
 
 /// Runs the server until a signal ends it.
 pub(crate) fn run(config: Config) -> Exit {
+    run_with(config, |_| ())
+}
+
+/// [`run`]; `ready` is told the address once it is open, within the server's runtime.
+pub(crate) fn run_with(config: Config, ready: impl FnOnce(SocketAddr)) -> Exit {
     log::start(&config.log, config.log_format);
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(ServeError::System)
-        .and_then(|runtime| runtime.block_on(serve(config)));
+        .and_then(|runtime| runtime.block_on(serve(config, ready)));
     match outcome {
         Ok(exit) => exit,
         Err(error) => {
@@ -66,7 +71,7 @@ impl ServeError {
     }
 }
 
-async fn serve(config: Config) -> Result<Exit, ServeError> {
+async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<Exit, ServeError> {
     // Everything that can be wrong with the settings is found before anybody is told that the server is up.
     let tls = match config.tls().map_err(ServeError::Settings)? {
         Some((cert, key)) => Some(tls::load(cert, key)?),
@@ -82,11 +87,12 @@ async fn serve(config: Config) -> Result<Exit, ServeError> {
     let described = store.describe();
     let (handle, engine) = engine::start(limits, store)?;
     let shutdown = Shutdown::new();
-    let rpc = RpcSettings { worker_key: config.worker_key.as_ref().map(|key| key.expose().to_owned()) };
-    let app = app(rpc::routes(&handle, &rpc), crewcall_gateway::Settings { shutdown: shutdown.clone() });
+    let rpc = RpcSettings { worker_key: config.worker_key.as_ref().map(|key| key.expose().to_owned()), shutdown: shutdown.clone() };
+    let app = app(rpc::routes(&handle, &rpc).await, crewcall_gateway::Settings { shutdown: shutdown.clone() });
     warn_if_open(&config, address);
     announce(address, tls.is_some(), &described);
     let edges = tokio::spawn(listener::serve(listener, tls, app, config.listener(), shutdown.clone()));
+    ready(address);
     Running { shutdown, edges, handle, engine, grace: config.shutdown_grace }.until_ended(&mut signals).await
 }
 

@@ -112,6 +112,7 @@ pub(super) struct SessionStream {
 enum Stage {
     Joining(tokio::sync::oneshot::Receiver<Joined>),
     Open(Arc<Session>),
+    NotJoined,
     Over,
 }
 
@@ -132,9 +133,14 @@ impl SessionStream {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<proto::SessionResponse, Status>>> {
         match &mut self.stage {
             Stage::Joining(joining) => {
-                if let Poll::Ready(Ok((welcome, session))) = Pin::new(joining).poll(cx) {
-                    self.stage = Stage::Open(session);
-                    return Poll::Ready(Some(Ok(self.welcome(*welcome))));
+                match Pin::new(joining).poll(cx) {
+                    Poll::Ready(Ok((welcome, session))) => {
+                        self.stage = Stage::Open(session);
+                        return Poll::Ready(Some(Ok(self.welcome(*welcome))));
+                    }
+                    // The reader did not get so far; it says why when it ends.
+                    Poll::Ready(Err(_)) => self.stage = Stage::NotJoined,
+                    Poll::Pending => {}
                 }
             }
             Stage::Open(session) => match session.outbox().poll_take(cx, &mut self.items) {
@@ -149,6 +155,7 @@ impl SessionStream {
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 Poll::Pending => {}
             },
+            Stage::NotJoined => {}
             Stage::Over => return Poll::Ready(None),
         }
         // The worker's own end, or what it did wrong, ends the session too.
@@ -198,6 +205,9 @@ fn add(response: &mut proto::SessionResponse, item: SessionItem) {
         }
         SessionItem::Tell(Tell::Drain(reason)) => {
             response.control = Some(proto::Control { kind: proto::control::Kind::Drain.into(), reason });
+        }
+        SessionItem::Tell(Tell::Move(reason)) => {
+            response.control = Some(proto::Control { kind: proto::control::Kind::Move.into(), reason });
         }
         SessionItem::Tell(Tell::Refused(lease, error)) => {
             response.errors.push(proto::EntryError {

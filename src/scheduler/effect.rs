@@ -144,6 +144,8 @@ pub enum Tell {
     Beat(u32, u64),
     /// Take no more, finish, leave.
     Drain(String),
+    /// The server is stopping: finish, and connect again when the stream ends.
+    Move(String),
     /// An entry was refused.
     Refused(u64, Error),
 }

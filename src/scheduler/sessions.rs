@@ -19,6 +19,9 @@ const PROTOCOL: u32 = 1;
 const NAME_BYTES: usize = 128;
 const SUMMARY_BYTES: usize = 256;
 const PROGRESS_BYTES: usize = 1 << 10;
+/// Leases a worker does not hold, in one frame, for which it is found out whether another worker holds them;
+/// of more it is told only that they do not stand.
+const STRAYS_LOOKED_FOR: u32 = 64;
 /// Results acknowledged at the latest after this many; a beat acknowledges too. Workers keep results until
 /// then, so it bounds their memory; a frame of its own for every result would double their traffic.
 const RESULTS_UNACKED: u64 = 256;
@@ -259,6 +262,7 @@ impl Scheduler {
             let error = Error::new(Reason::TooManyItems, message);
             return self.end_session(key, Some(error), "its worker broke the protocol", out);
         }
+        self.strays_left = STRAYS_LOOKED_FOR;
         self.roster.sessions[key].seen_at = self.now;
         if let Some(update) = frame.update
             && let Err(error) = self.update(key, update, out)
@@ -312,7 +316,11 @@ impl Scheduler {
         if let Some(slot) = self.roster.sessions[key].leases.get(&lease) {
             return Some(*slot);
         }
-        let foreign = self.roster.sessions.iter().any(|(_, other)| other.leases.contains_key(&lease));
+        // Looked for in every session, which only a confused or hostile worker causes: so many times a frame.
+        let looked_for = self.strays_left.checked_sub(1);
+        self.strays_left = looked_for.unwrap_or_default();
+        let foreign = looked_for.is_some()
+            && self.roster.sessions.iter().any(|(_, other)| other.leases.contains_key(&lease));
         let error = if foreign {
             Error::new(Reason::NotYourLease, format!("lease {lease} belongs to another worker"))
         } else {
@@ -535,7 +543,8 @@ impl Scheduler {
             let message = format!("no worker {worker_id:?} is connected");
             return out.refuse(waiter, Error::new(Reason::WorkerNotFound, message));
         };
-        self.drain_session(key, reason, out);
+        self.roster.sessions[key].draining = true;
+        self.stop_serving(key, Tell::Drain(reason.to_owned()), out);
         out.now(EffectKind::Reply(waiter, Reply::Draining));
     }
 
@@ -543,7 +552,7 @@ impl Scheduler {
         self.stopping = true;
         let keys: Vec<usize> = self.roster.sessions.iter().map(|(key, _)| key).collect();
         for key in keys {
-            self.drain_session(key, "the server is stopping", out);
+            self.stop_serving(key, Tell::Move("the server is stopping".to_owned()), out);
         }
         let waiting: Vec<Slot> = self
             .ledger
@@ -556,12 +565,11 @@ impl Scheduler {
         }
     }
 
-    fn drain_session(&mut self, key: usize, reason: &str, out: &mut Output) {
+    /// Gives the session no more work, tells its worker so, and asks back what has not started.
+    fn stop_serving(&mut self, key: usize, tell: Tell, out: &mut Output) {
         let routes = self.deactivate(key);
-        let session = &mut self.roster.sessions[key];
-        session.draining = true;
-        if let Some(conn) = session.conn {
-            out.now(EffectKind::Tell(conn, Tell::Drain(reason.to_owned())));
+        if let Some(conn) = self.roster.sessions[key].conn {
+            out.now(EffectKind::Tell(conn, tell));
             for (lease, slot) in self.leases_of(key) {
                 let live = &mut self.lives[slot];
                 if !live.started && !live.recalled {
