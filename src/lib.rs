@@ -1,4 +1,44 @@
-//! crewcall
+//! crewcall: call any function on any worker, in any language.
+//!
+//! Workers connect outbound, say which methods they serve and how much they can take. Callers call a method
+//! by name. The scheduler picks the least-loaded worker that serves it, pushes the task down the worker's
+//! stream and pushes the outcome back. This crate is all of that except the HTTP edge (`gateway/`) and the
+//! binary (`cli/`).
+//!
+//! # A task's life
+//!
+//! ```text
+//!  submit ──▶ ready ──▶ leased ──▶ finished
+//! ```
+//!
+//! and in full:
+//!
+//! ```text
+//!            run_at ahead                 credit, least loaded
+//!  submit ──────────────▶ delayed ──▶ ready ─────────────▶ leased ───▶ finished   succeeded
+//!     │                      ▲     ▲    ▲ ▲                 │ │ │ └──▶ dead       failed, no attempt left
+//!     │                      │     │    │ └── released, ────┘ │ └────▶ cancelled   by a caller, from any state
+//!     └──────────────────────┼─────┘    │     recalled,       └──────▶ expired     a deadline, from any state
+//!          at once           │          │     not started
+//!                            │          │
+//!                            └──────────┼──── attempt failed, another is allowed (backoff)
+//!                                       └──── Retry withdraws an outcome
+//! ```
+//!
+//! # The straight line
+//!
+//! edge ([`rpc`], or the gateway) → [`handle`] → [`engine`] → [`scheduler`] → engine → [`outbox`] → the worker's
+//! stream, and the same way back. Edges translate; rules live in the scheduler; I/O lives in engine and store.
+//!
+//! # Layout
+//!
+//! - [`task`]: the nouns: task, payload, options, outcome, method.
+//! - [`scheduler`]: all rules; pure: commands and the time in, rows and effects out.
+//! - [`engine`]: the one async loop around it. [`handle`]: the only door to it. [`outbox`]: the way out of it.
+//! - [`store`]: where durable facts lie; [`row`]: their form.
+//! - [`rpc`]: the gRPC edge. [`proto`]: the contract it speaks.
+//! - [`listener`]: the port, guarded. [`shutdown`]: stopping in order.
+//! - [`clock`]: time as an input. [`error`]: why something was refused: one table of reasons.
 
 pub mod clock;
 pub mod engine;
