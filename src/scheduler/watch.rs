@@ -97,7 +97,8 @@ impl Scheduler {
         if slots.is_empty() {
             self.watch_filter(filter, seen, conn, out);
         } else {
-            self.watch_tasks(&slots, seen.unwrap_or(0), conn, out);
+            let seen = seen.filter(|seen| *seen <= self.watchers.seq).unwrap_or(0);
+            self.watch_tasks(&slots, seen, conn, out);
         }
     }
 

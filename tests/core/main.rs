@@ -1,3 +1,4 @@
 //! The rules, checked without a process or a socket; and the house rules.
 
+mod simulation;
 mod tidy;

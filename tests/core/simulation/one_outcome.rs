@@ -1,0 +1,78 @@
+//! A task ends in one outcome. Whoever is told it is told the same, also after crashes, until a Retry
+//! withdraws it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crewcall::clock::Timestamp;
+use crewcall::scheduler::{Command, Effect, EffectKind, EventKind, Reply};
+use crewcall::task::{Outcome, TaskId};
+
+use super::invariant::{Held, Invariant};
+
+/// An outcome on its way to somebody, with the life of the task that it belongs to.
+#[derive(Default)]
+pub(super) struct OneOutcome {
+    /// Retries asked for, that is lives begun at most.
+    lives: BTreeMap<TaskId, u32>,
+    /// Put out and not yet carried out; in order for each task.
+    pending: BTreeMap<TaskId, VecDeque<(u32, Outcome)>>,
+    known: BTreeMap<(TaskId, u32), Outcome>,
+}
+
+impl Invariant for OneOutcome {
+    fn asked(&mut self, command: &Command) {
+        if let Command::Retry { id, .. } = command {
+            *self.lives.entry(*id).or_default() += 1;
+        }
+    }
+
+    fn made(&mut self, _: Timestamp, effect: &Effect) -> Held {
+        for (id, outcome) in outcomes(&effect.kind) {
+            let life = self.lives.get(id).copied().unwrap_or_default();
+            self.pending.entry(*id).or_default().push_back((life, outcome.clone()));
+        }
+        Ok(())
+    }
+
+    fn told(&mut self, kind: &EffectKind) -> Held {
+        for (id, outcome) in outcomes(kind) {
+            let pending = self.pending.entry(*id).or_default();
+            // What was lost in a crash never comes; what comes was put out at some time.
+            let life = loop {
+                match pending.pop_front() {
+                    Some((life, made)) if made == *outcome => break life,
+                    Some(_) => {}
+                    None => return Err(format!("{id}: {outcome:?} was told and never put out")),
+                }
+            };
+            let known = self.known.entry((*id, life)).or_insert_with(|| outcome.clone());
+            if known != outcome {
+                return Err(format!("{id}: told {known:?}, then {outcome:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn outcomes(kind: &EffectKind) -> Vec<(&TaskId, &Outcome)> {
+    match kind {
+        EffectKind::Reply(_, Reply::Ended(id, outcome)) => vec![(id, outcome)],
+        EffectKind::Reply(_, Reply::Task(view)) => {
+            view.state.outcome().map(|outcome| (&view.id, outcome)).into_iter().collect()
+        }
+        EffectKind::Reply(_, Reply::Explained(explanation)) => {
+            let view = &explanation.task;
+            view.state.outcome().map(|outcome| (&view.id, outcome)).into_iter().collect()
+        }
+        EffectKind::Reply(_, Reply::Tasks(views, _)) => {
+            views.iter().filter_map(|view| Some((&view.id, view.state.outcome()?))).collect()
+        }
+        EffectKind::Event(_, event) => match &event.kind {
+            EventKind::Task(view) => {
+                view.state.outcome().map(|outcome| (&view.id, outcome)).into_iter().collect()
+            }
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}

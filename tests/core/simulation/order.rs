@@ -1,0 +1,79 @@
+//! What states a durable fact waits for the disk.
+
+use std::collections::BTreeMap;
+
+use crewcall::clock::Timestamp;
+use crewcall::error::Reason;
+use crewcall::scheduler::{Command, ConnId, Effect, EffectKind, EventKind, Reply, TaskView};
+use crewcall::task::{Durability, NewTask, TaskId};
+
+use super::invariant::{Held, Invariant};
+
+#[derive(Default)]
+pub(super) struct Order {
+    durable: BTreeMap<TaskId, bool>,
+    asked_about: Option<TaskId>,
+    /// The last cursor of each watcher: what it is told comes in order.
+    cursors: BTreeMap<ConnId, u64>,
+}
+
+impl Order {
+    fn is_durable(&self, id: &TaskId) -> bool {
+        self.durable.get(id).copied().unwrap_or_default()
+    }
+
+    fn remember(&mut self, task: &NewTask) {
+        self.durable.insert(task.id, task.options.durability == Durability::Durable);
+    }
+}
+
+impl Invariant for Order {
+    fn asked(&mut self, command: &Command) {
+        self.asked_about = None;
+        match command {
+            Command::Call { task, .. } => self.remember(task),
+            Command::Submit { tasks, .. } => tasks.iter().for_each(|task| self.remember(task)),
+            Command::Cancel { id, .. } | Command::Retry { id, .. } => self.asked_about = Some(*id),
+            _ => {}
+        }
+    }
+
+    fn made(&mut self, _: Timestamp, effect: &Effect) -> Held {
+        let view = |view: &TaskView| view.options.durability == Durability::Durable;
+        let durable = match &effect.kind {
+            EffectKind::Reply(_, Reply::Ended(id, _)) => self.is_durable(id),
+            EffectKind::Reply(_, Reply::Task(task)) => view(task),
+            EffectKind::Reply(_, Reply::Explained(explanation)) => view(&explanation.task),
+            EffectKind::Reply(_, Reply::Tasks(tasks, _)) => tasks.iter().any(view),
+            EffectKind::Reply(_, Reply::Submitted(results)) => {
+                results.iter().flatten().any(|accepted| self.is_durable(&accepted.id))
+            }
+            EffectKind::Reply(_, Reply::Refused(error)) => match error.reason {
+                Reason::TaskEnded | Reason::TaskNotEnded => {
+                    self.asked_about.is_some_and(|id| self.is_durable(&id))
+                }
+                reason => reason == Reason::IdempotencyConflict,
+            },
+            EffectKind::Event(_, event) => match &event.kind {
+                EventKind::Task(task) => view(task),
+                EventKind::Progress(id, _) | EventKind::Chunk(id, _) => self.is_durable(id),
+            },
+            _ => false,
+        };
+        if durable && !effect.gated {
+            return Err(format!("a durable fact does not wait for the disk: {:?}", effect.kind));
+        }
+        Ok(())
+    }
+
+    fn told(&mut self, kind: &EffectKind) -> Held {
+        let EffectKind::Event(conn, event) = kind else { return Ok(()) };
+        // No place to go on from: the first look, which comes before everything else.
+        let seq = if event.cursor.seq == u64::MAX { 0 } else { event.cursor.seq };
+        let last = self.cursors.insert(*conn, seq).unwrap_or_default();
+        if seq < last {
+            return Err(format!("watcher {conn} was told {seq} after {last}"));
+        }
+        Ok(())
+    }
+}
