@@ -15,6 +15,20 @@ pub(crate) enum Exit {
     Bind = 3,
     /// The store failed or cannot be read. Nothing that was acknowledged depends on what it did not store.
     Store = 4,
+    /// The task ended with an error.
+    TaskFailed = 5,
+    /// The task was cancelled.
+    TaskCancelled = 6,
+    /// A deadline of the task passed.
+    TaskExpired = 7,
+    /// There is no such task, worker or method, or no longer.
+    NotFound = 8,
+    /// The server refused the request, or the worker. Repeating it as it is does not help.
+    Refused = 9,
+    /// The server cannot be reached, the connection broke, or it has no room now. Repeating it later may help.
+    Unavailable = 10,
+    /// The wait asked for ended before the task did. The task goes on.
+    WaitElapsed = 11,
     /// A second signal ended the process at once (128 + SIGINT, as shells count).
     Interrupted = 130,
 }
@@ -23,12 +37,22 @@ impl Exit {
     /// For `--help`.
     pub(crate) const HELP: &str = "\
 Exit codes:
-  0    done; a server: stopped in order after SIGINT or SIGTERM
+  0    done; a server or worker: stopped in order after SIGINT or SIGTERM
   1    failed, the message says why
-  2    bad flag, environment variable, configuration file or TLS file
+  2    bad flag, argument, environment variable, configuration file or TLS file
   3    the address cannot be listened on
   4    the store failed or cannot be read
+  5    the task failed
+  6    the task was cancelled
+  7    the task expired: a deadline of it passed
+  8    no such task, worker or method
+  9    the server refused it; repeating it as it is does not help
+  10   the server cannot be reached or has no room; repeating it later may help
+  11   the wait asked for ended before the task; the task goes on
   130  ended at once by a second signal";
+
+    /// For the help of a command, whose other texts are long enough.
+    pub(crate) const SEE_HELP: &str = "Exit codes: see `crewcall --help`.";
 }
 
 impl From<Exit> for ExitCode {

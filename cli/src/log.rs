@@ -29,6 +29,11 @@ impl std::str::FromStr for LogFilter {
     }
 }
 
+/// Whether the person asked for no colours (see no-color.org).
+pub(crate) fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
 /// Starts logging; to be called once.
 pub(crate) fn start(filter: &LogFilter, format: LogFormat) {
     // The HTTP libraries warn about what peers do, at the peers' pace: only when they are asked for by name.
@@ -36,7 +41,7 @@ pub(crate) fn start(filter: &LogFilter, format: LogFormat) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::builder().parse_lossy(directives))
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
+        .with_ansi(io::stderr().is_terminal() && !no_color());
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

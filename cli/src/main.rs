@@ -4,11 +4,19 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+mod commands;
 mod config;
 mod exit;
+mod json;
 mod log;
+mod output;
 mod serve;
+mod view;
 
+use commands::{
+    CallArgs, CancelArgs, DevArgs, DrainArgs, ExplainArgs, GetArgs, MethodsArgs, RetryArgs, StatsArgs,
+    SubmitArgs, TasksArgs, WatchArgs, WorkerArgs, WorkersArgs,
+};
 use config::Config;
 use exit::Exit;
 
@@ -31,6 +39,34 @@ struct Cli {
 enum Command {
     /// Run the scheduler: gRPC and HTTP on one port (the default command)
     Serve(Box<Config>),
+    /// Run a server with sample methods, to try things
+    Dev(Box<DevArgs>),
+    /// Call a method and print its result
+    Call(Box<CallArgs>),
+    /// Hand in tasks and print their ids
+    Submit(Box<SubmitArgs>),
+    /// Show one task
+    Get(Box<GetArgs>),
+    /// Follow tasks as they move
+    Watch(Box<WatchArgs>),
+    /// Cancel tasks
+    Cancel(Box<CancelArgs>),
+    /// Run ended tasks again
+    Retry(Box<RetryArgs>),
+    /// List tasks
+    Tasks(Box<TasksArgs>),
+    /// Say why a task is where it is
+    Explain(Box<ExplainArgs>),
+    /// List the workers connected
+    Workers(Box<WorkersArgs>),
+    /// List the methods served, or show one
+    Methods(Box<MethodsArgs>),
+    /// Show counts of the whole server
+    Stats(Box<StatsArgs>),
+    /// Ask a worker to finish what it has and leave
+    Drain(Box<DrainArgs>),
+    /// Serve methods with any executable
+    Worker(Box<WorkerArgs>),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +80,20 @@ fn main() -> ExitCode {
     };
     let exit = match cli.command {
         Some(Command::Serve(config)) => serve::run(*config),
+        Some(Command::Dev(args)) => commands::dev(*args),
+        Some(Command::Call(args)) => commands::run(*args),
+        Some(Command::Submit(args)) => commands::run(*args),
+        Some(Command::Get(args)) => commands::run(*args),
+        Some(Command::Watch(args)) => commands::run(*args),
+        Some(Command::Cancel(args)) => commands::run(*args),
+        Some(Command::Retry(args)) => commands::run(*args),
+        Some(Command::Tasks(args)) => commands::run(*args),
+        Some(Command::Explain(args)) => commands::run(*args),
+        Some(Command::Workers(args)) => commands::run(*args),
+        Some(Command::Methods(args)) => commands::run(*args),
+        Some(Command::Stats(args)) => commands::run(*args),
+        Some(Command::Drain(args)) => commands::run(*args),
+        Some(Command::Worker(args)) => commands::worker(*args),
         // `matches` names the default command, so clap always finds one.
         None => Exit::Usage,
     };
