@@ -25,7 +25,6 @@ pub(super) enum Down {
 /// One stream. The server's end lives on when the worker's is gone, until the server notices.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
-    pub(super) worker: usize,
     pub(super) session: Option<SessionId>,
     pub(super) up: VecDeque<Up>,
     pub(super) down: VecDeque<Down>,

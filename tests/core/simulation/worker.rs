@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crewcall::error::Reason;
 use crewcall::scheduler::{AttemptEnd, AttemptResult, ConnId, Frame, Hello, PoolSpec, Tell, Welcome};
 use crewcall::task::{Method, Payload, Progress, TaskError};
 
@@ -118,6 +119,8 @@ impl Worker {
             }
             Down::Tell(Tell::Cancel(lease, _)) => return self.drop_run(lease),
             Down::Tell(Tell::Recall(lease)) => return self.release(lease),
+            // An entry was refused, not the lease.
+            Down::Tell(Tell::Refused(_, error)) if error.reason == Reason::PayloadTooLarge => {}
             Down::Tell(Tell::Refused(lease, _)) => {
                 self.unacked.retain(|result| result.lease != lease);
                 return self.drop_run(lease);

@@ -269,7 +269,7 @@ impl World {
         let conn = self.next_conn;
         self.next_conn += 1;
         let hello = self.workers[index].connect(conn);
-        let stream = Stream { worker: index, read: true, up: [hello].into(), ..Stream::default() };
+        let stream = Stream { read: true, up: [hello].into(), ..Stream::default() };
         self.streams.insert(conn, stream);
     }
 
