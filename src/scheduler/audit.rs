@@ -163,7 +163,7 @@ impl Scheduler {
             let name = &session.worker_id;
             let digest = session.leases.keys().fold(0, |digest, lease| digest ^ lease);
             ensure!(digest == session.digest, "{name}: digest {}, should be {digest}", session.digest);
-            let serving = session.conn.is_some() && !session.draining;
+            let serving = session.conn.is_some() && !session.draining && !self.stopping;
             ensure!(session.serving == serving, "{name}: serving {}, should be {serving}", session.serving);
             ensure!(session.result_acked <= session.result_seq, "{name}: acknowledged more than it said");
             ensure!(session.due != Timestamp::NEVER, "{name}: nothing ends its silence");

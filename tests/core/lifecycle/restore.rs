@@ -71,7 +71,7 @@ fn lines_are_restored_in_order() {
     b.after(100).gives("");
     b.restart();
     b.join(worker("w1 add")).whatever();
-    b.credit("w1", 2).gives("w1 runs t2 attempt 1 lease 1; w1 runs t1 attempt 1 lease 2");
+    b.credit("w1", 2).gives("w1 runs t2 attempt 1 lease 1048577; w1 runs t1 attempt 1 lease 1048578");
 }
 
 #[test]

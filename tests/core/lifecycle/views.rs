@@ -24,7 +24,7 @@ fn pages_are_newest_first() {
     // The page's last task is forgotten before the next page.
     b.cancel(3).whatever();
     b.after(b.limits.answered_retention_ms).whatever();
-    list(&mut b, Filter::default(), Some(3)).gives("~[t2]");
+    list(&mut b, Filter::default(), Some(3)).gives("~[t2 t1]");
 }
 
 #[test]
