@@ -16,6 +16,6 @@ pub(super) struct WorkConserving {
 impl Invariant for WorkConserving {
     fn done(&mut self, _: Timestamp, _: bool, scheduler: &Scheduler) -> Held {
         self.steps += 1;
-        if self.steps % EVERY == 0 { scheduler.audit() } else { Ok(()) }
+        if self.steps.is_multiple_of(EVERY) { scheduler.audit() } else { Ok(()) }
     }
 }

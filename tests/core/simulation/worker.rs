@@ -62,7 +62,7 @@ impl Worker {
         let mut methods = Vec::new();
         for (n, name) in METHODS.iter().enumerate() {
             for (v, version) in VERSIONS.iter().enumerate() {
-                if self.index < 2 || (self.index + v) % 3 == 0 {
+                if self.index < 2 || (self.index + v).is_multiple_of(3) {
                     let pool = if self.two_pools && n == 1 { EXTRA } else { POOL };
                     methods.push(method(name, version, pool));
                 }
