@@ -256,11 +256,7 @@ impl From<&TaskOptions> for OptionsRow {
 impl From<OptionsRow> for TaskOptions {
     fn from(row: OptionsRow) -> Self {
         Self {
-            target: Target {
-                version: row.version,
-                group: row.group,
-                labels: row.labels,
-            },
+            target: Target { version: row.version, group: row.group, labels: row.labels },
             priority: row.priority.min(9) as u8,
             run_at: row.run_at.map(Timestamp),
             queue_timeout_ms: row.queue_timeout_ms,
