@@ -35,6 +35,8 @@ pub(crate) fn check(bytes: &[u8]) -> Result<&RawValue, NotJson> {
         excerpt: None,
         hint: "JSON is UTF-8 text",
     })?;
+    // Or an end that comes too soon would be found on the empty line after it.
+    let text = text.trim_end();
     serde_json::from_str(text).map_err(|error| NotJson::new(text, &error))
 }
 
@@ -49,7 +51,13 @@ impl NotJson {
         let at = if error.is_eof() { line.len() } else { error.column().saturating_sub(1) };
         let before = line.get(..at).unwrap_or(line).chars().count();
         let found = line.get(at..).and_then(|rest| rest.chars().next());
-        let found = found.map_or_else(|| "the end".to_owned(), |found| format!("`{}`", found.escape_debug()));
+        let found = found.map_or_else(
+            || "the end".to_owned(),
+            |found| match found {
+                control if control.is_control() => format!("`{}`", control.escape_default()),
+                shown => format!("`{shown}`"),
+            },
+        );
         let whole = error.to_string();
         let words = whole.split(" at line ").next().unwrap_or_default();
         let problem = format!("{words} at line {} column {}, found {found}", error.line(), before + 1);

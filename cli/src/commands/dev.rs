@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{Args, Command, FromArgMatches as _};
+use crewcall::shutdown::Signals;
 
 use super::{CommandError, methods::call_line, sample};
 use crate::{
@@ -69,8 +70,10 @@ fn settings(args: &DevArgs) -> Result<Config, clap::Error> {
     })
 }
 
-/// The sample worker, over the real socket. It leaves when the server, told to stop, drains it.
+/// The sample worker, over the real socket. It leaves at the signal that stops the server: told only by the server,
+/// it would try to come back.
 async fn work(address: SocketAddr, key: Option<Secret>) -> Result<(), CommandError> {
+    let mut signals = Signals::install()?;
     let address = reachable(address);
     let mut builder = sample::worker(format!("http://{address}"));
     if let Some(key) = key {
@@ -79,9 +82,17 @@ async fn work(address: SocketAddr, key: Option<Secret>) -> Result<(), CommandErr
     let mut worker = builder.build()?.start();
     if worker.wait_connected().await.is_ok() {
         let lines = lines_to_try(address);
-        Output::new(false).bytes(lines.as_bytes())?;
+        // A parent that closed our stdout does not want to know.
+        let _ = Output::new(false).bytes(lines.as_bytes());
     }
-    Ok(worker.ended().await?)
+    tokio::select! {
+        ended = worker.ended() => ended?,
+        _ = signals.next() => {
+            worker.drain();
+            worker.ended().await?;
+        }
+    }
+    Ok(())
 }
 
 /// An address that listens everywhere is reached on this machine.
@@ -107,7 +118,10 @@ fn lines_to_try(address: SocketAddr) -> String {
         lines.push(format!("  export CREWCALL_SERVER=http://{address}"));
     }
     lines.push(format!("  {}", call_line("add", "{\"a\":1,\"b\":2}")));
-    lines.push(format!("  {}", call_line("fail", "{\"succeed_at_attempt\":3}") + " --retry 5"));
+    lines.push(format!(
+        "  {}",
+        call_line("fail", "{\"succeed_at_attempt\":3}") + " --retry 5 --backoff 100ms"
+    ));
     lines.push("  crewcall watch $(crewcall submit countdown '{\"n\":10}')".to_owned());
     lines.push("  crewcall methods".to_owned());
     lines.push("  crewcall worker --method up -- tr a-z A-Z".to_owned());
