@@ -20,7 +20,7 @@ use clap::{
     builder::{BoolishValueParser, OsStr},
     error::ErrorKind,
 };
-use crewcall::{listener::ListenerSettings, scheduler::Limits};
+use crewcall::{listener::ListenerSettings, scheduler::Limits, shutdown::Shutdown};
 
 use crate::{
     exit::Exit,
@@ -108,6 +108,21 @@ pub(crate) struct Config {
           default_value = "10s", value_parser = timeout)]
     pub(crate) keepalive_timeout: Duration,
 
+    /// Origins whose pages may use this server in a browser, such as https://ops.example, separated by commas.
+    /// Default: none but its own
+    #[arg(long, value_name = "ORIGINS", env = "CREWCALL_ALLOWED_ORIGINS", value_parser = origins)]
+    pub(crate) allowed_origins: Option<Origins>,
+
+    /// How long a request for a legacy result waits for the outcome; 0s never waits, as go-server
+    #[arg(long, value_name = "DURATION", env = "CREWCALL_LEGACY_RESULT_HOLD", default_value = "4s", value_parser = duration)]
+    pub(crate) legacy_result_hold: Duration,
+
+    /// Open encrypted legacy calls, so that every worker can serve them; the server then reads their payloads
+    #[arg(long, value_name = "BOOL", env = "CREWCALL_LEGACY_OPEN_ENCRYPTED", default_value = "false",
+          action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = BoolishValueParser::new())]
+    pub(crate) legacy_open_encrypted: bool,
+
     /// Largest payload, result or chunk, in bytes. Default: 4194304, or payload_bytes of the limits
     #[arg(long, value_name = "BYTES", env = "CREWCALL_MAX_PAYLOAD_BYTES", value_parser = count)]
     pub(crate) max_payload_bytes: Option<u32>,
@@ -148,6 +163,17 @@ impl Config {
             write_timeout: self.write_timeout,
             keepalive_interval: self.keepalive_interval,
             keepalive_timeout: self.keepalive_timeout,
+        }
+    }
+
+    /// What the HTTP edge needs.
+    pub(crate) fn gateway(&self, shutdown: Shutdown) -> crewcall_gateway::Settings {
+        crewcall_gateway::Settings {
+            allowed_origins: self.allowed_origins.clone().unwrap_or_default().0,
+            worker_key: self.worker_key.as_ref().map(|key| key.expose().to_owned()),
+            legacy_result_hold: self.legacy_result_hold,
+            legacy_open_encrypted: self.legacy_open_encrypted,
+            ..crewcall_gateway::Settings::new(shutdown)
         }
     }
 
@@ -193,6 +219,10 @@ impl Config {
     }
 }
 
+/// Web origins. A list of its own, so that clap takes the whole text as one value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Origins(Vec<String>);
+
 /// A value that is never shown, by `{:?}` or otherwise.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(String);
@@ -224,6 +254,19 @@ impl fmt::Debug for Secret {
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number with its unit, such as 500ms, 15s or 2m"))
+}
+
+fn origins(text: &str) -> Result<Origins, String> {
+    let origins = text.split(',').map(str::trim).filter(|origin| !origin.is_empty());
+    origins
+        .map(|origin| match origin.split_once("://") {
+            Some((_, authority)) if !authority.is_empty() && !authority.contains('/') => {
+                Ok(origin.to_owned())
+            }
+            _ => Err(format!("{origin:?} is not an origin such as https://ops.example:8443, without a path")),
+        })
+        .collect::<Result<_, _>>()
+        .map(Origins)
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {

@@ -87,8 +87,12 @@ async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<Exit, S
     let described = store.describe();
     let (handle, engine) = engine::start(limits, store)?;
     let shutdown = Shutdown::new();
-    let rpc = RpcSettings { worker_key: config.worker_key.as_ref().map(|key| key.expose().to_owned()), shutdown: shutdown.clone() };
-    let app = app(rpc::routes(&handle, &rpc).await, crewcall_gateway::Settings { shutdown: shutdown.clone() });
+    let rpc = RpcSettings {
+        worker_key: config.worker_key.as_ref().map(|key| key.expose().to_owned()),
+        shutdown: shutdown.clone(),
+    };
+    let gateway = crewcall_gateway::router(handle.clone(), config.gateway(shutdown.clone()));
+    let app = app(rpc::routes(&handle, &rpc).await, gateway);
     warn_if_open(&config, address);
     announce(address, tls.is_some(), &described);
     let edges = tokio::spawn(listener::serve(listener, tls, app, config.listener(), shutdown.clone()));
@@ -97,12 +101,12 @@ async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<Exit, S
 }
 
 /// gRPC and HTTP as one router, with one fallback that answers each in its own words.
-fn app(mut services: Routes, settings: crewcall_gateway::Settings) -> Router {
+fn app(mut services: Routes, gateway: Router) -> Router {
     // tonic's routes come with a fallback of their own, and axum refuses to merge two.
     std::mem::take(services.axum_router_mut())
         .reset_fallback()
-        .merge(crewcall_gateway::router(settings))
-        .fallback(crewcall_gateway::fallback)
+        .merge(gateway.clone())
+        .fallback_service(crewcall_gateway::fallback(gateway))
 }
 
 /// Every long-lived part of the server, started together and stopped together.

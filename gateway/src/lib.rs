@@ -4,42 +4,172 @@
 //! |---|---|
 //! | `GET /healthz` | 200 while the process serves: restart it when this fails |
 //! | `GET /readyz` | 200 when new work is welcome, 503 while shutting down: send it no traffic |
-//! | `GET /` | a page that says what listens here |
+//! | `GET /` | a page with what is served and by whom; the socket of a legacy worker when it is an upgrade |
+//! | `/api/...`, `/ws` | the protocol of go-server: see `docs/legacy.md` |
+//! | a path with `//` in it | as if it were `/` |
 //! | anything else | 404 as `application/problem+json` (RFC 9457); gRPC status 12 for gRPC requests |
+
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::State,
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
-    response::{Html, IntoResponse, Response},
-    routing::get,
+    extract::{ConnectInfo, Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, uri::PathAndQuery},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{any, get},
 };
-use crewcall::shutdown::Shutdown;
+use crewcall::{handle::Handle, shutdown::Shutdown};
+use tower::ServiceExt as _;
 
+mod browser;
+mod legacy;
+mod legacy_worker;
+mod page;
 mod problem;
 
+use legacy::Legacy;
 pub use problem::Problem;
 
 /// What the HTTP edge needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
-    /// Makes `/readyz` refuse once stopping.
+    /// Makes `/readyz` refuse once stopping, and lets legacy workers go.
     pub shutdown: Shutdown,
+    /// Origins, such as `https://ops.example`, whose pages may use this server. Its own always may.
+    pub allowed_origins: Vec<String>,
+    /// When set, a worker must show it. Compared in constant time, never logged.
+    pub worker_key: Option<String>,
+    /// How long a request for a legacy result waits for the outcome. Zero: it never waits, as the original.
+    pub legacy_result_hold: Duration,
+    /// Open encrypted legacy calls, so that every worker can serve them. The server then reads them.
+    pub legacy_open_encrypted: bool,
+    /// How often a legacy worker is pinged. One that is silent for three times as long is cut.
+    pub legacy_ping_interval: Duration,
+    /// The longest time in which a legacy worker takes none of what waits for it.
+    pub legacy_write_timeout: Duration,
 }
 
-/// The whole route table. It has no fallback of its own: give [`fallback`] to the router that this one is
-/// merged into, next to the gRPC services.
-pub fn router(settings: Settings) -> Router {
-    Router::new()
-        .route("/", get(page))
+impl Settings {
+    /// The defaults: result hold 4 s, ping interval 30 s, write timeout 30 s, nothing opened, no key.
+    pub fn new(shutdown: Shutdown) -> Self {
+        Self {
+            shutdown,
+            allowed_origins: Vec::new(),
+            worker_key: None,
+            legacy_result_hold: Duration::from_secs(4),
+            legacy_open_encrypted: false,
+            legacy_ping_interval: Duration::from_secs(30),
+            legacy_write_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("allowed_origins", &self.allowed_origins)
+            .field("worker_key", &self.worker_key.as_ref().map(|_| "***"))
+            .field("legacy_result_hold", &self.legacy_result_hold)
+            .field("legacy_open_encrypted", &self.legacy_open_encrypted)
+            .field("legacy_ping_interval", &self.legacy_ping_interval)
+            .field("legacy_write_timeout", &self.legacy_write_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The whole route table. It has no fallback of its own: give [`fallback`] to the router that this one is merged
+/// into, next to the gRPC services.
+pub fn router(handle: Handle, settings: Settings) -> Router {
+    let allowed: Arc<[String]> = settings.allowed_origins.clone().into();
+    let opens_encrypted = settings.legacy_open_encrypted;
+    let legacy = Legacy::new(handle, settings.clone());
+
+    let health = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(settings)
+        .with_state(settings);
+    let page = Router::new()
+        .route("/", any(root))
+        .route("/page.css", get(page::style));
+    let callers = Router::new()
+        .route("/api/execute", any(legacy::execute))
+        .route("/api/result/", any(legacy::result_of_nothing))
+        .route("/api/result/{*id}", any(legacy::result))
+        .route("/api/encrypted/execute", any(legacy::execute_encrypted))
+        .route("/api/encrypted/result/", any(legacy::result_of_nothing_encrypted))
+        .route("/api/encrypted/result/{*id}", any(legacy::result_encrypted))
+        .route("/api/status", any(legacy::status));
+    let callers = match opens_encrypted {
+        true => callers.route("/api/execute-encrypted", any(legacy::execute_unencrypted)),
+        false => callers,
+    };
+    let workers = Router::new()
+        .route("/ws", any(legacy_worker::connect))
+        .route("/api/worker/connect", any(legacy_worker::connect))
+        .route("/api/worker/connect/", any(legacy_worker::connect))
+        .route("/api/worker/connect/{*key}", any(legacy_worker::connect_with_key))
+        .route("/{key}/api/worker/connect", any(legacy_worker::connect_after_key));
+
+    page.merge(callers)
+        .merge(workers)
+        .with_state(legacy)
+        .merge(health)
+        .layer(middleware::from_fn_with_state(allowed, browser::guard))
 }
 
-/// The answer to every path that nothing serves: gRPC status `UNIMPLEMENTED` for gRPC requests, else a 404
-/// problem.
-pub async fn fallback(method: Method, uri: Uri, headers: HeaderMap) -> Response {
+/// The answer to every path that `routes`, the router of [`router`], does not serve as it is written: a path with
+/// doubled slashes is cleaned and tried again; else gRPC status `UNIMPLEMENTED` for gRPC requests, and a 404 problem.
+pub fn fallback(routes: Router) -> Router {
+    let routes = routes.fallback(not_found);
+    Router::new().fallback(move |mut request: Request| {
+        let routes = routes.clone();
+        async move {
+            let Some(cleaned) = cleaned(request.uri()) else {
+                return not_found(request.method().clone(), request.uri().clone(), request.headers().clone())
+                    .await;
+            };
+            *request.uri_mut() = cleaned;
+            match routes.oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        }
+    })
+}
+
+/// The same without empty segments; `None` when there is none. SDKs glue their paths behind a base URL, which
+/// may end in a slash.
+fn cleaned(uri: &Uri) -> Option<Uri> {
+    let path = uri.path();
+    if !path.contains("//") {
+        return None;
+    }
+    let mut clean = String::with_capacity(path.len());
+    for c in path.chars() {
+        if !(c == '/' && clean.ends_with('/')) {
+            clean.push(c);
+        }
+    }
+    if let Some(query) = uri.query() {
+        clean.push('?');
+        clean.push_str(query);
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(clean.parse::<PathAndQuery>().ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+/// `/`: the page, or the socket of a worker that was given nothing but the server's address.
+async fn root(state: State<Arc<Legacy>>, peer: ConnectInfo<SocketAddr>, request: Request) -> Response {
+    if legacy_worker::is_upgrade(request.headers()) {
+        return legacy_worker::connect(state, peer, request).await;
+    }
+    page::page(state).await
+}
+
+/// gRPC status `UNIMPLEMENTED` for gRPC requests, else a 404 problem.
+async fn not_found(method: Method, uri: Uri, headers: HeaderMap) -> Response {
     if is_grpc(&headers) {
         return unimplemented_grpc();
     }
@@ -77,8 +207,5 @@ async fn readyz(State(settings): State<Settings>) -> Response {
     "ready\n".into_response()
 }
 
-async fn page() -> Response {
-    let policy =
-        HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'");
-    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(include_str!("page.html"))).into_response()
-}
+#[cfg(test)]
+mod tests;
