@@ -287,6 +287,36 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
 }
 
+/// On a terminal, as `script` makes one: results are laid out, and a person is told why nothing happens.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_terminal_is_for_people() {
+    let dev = Dev::start();
+    let on_terminal = |args: &str| {
+        let mut script = Command::new("script");
+        let line = format!("{} {args}", env!("CARGO_BIN_EXE_crewcall"));
+        script.env("CREWCALL_SERVER", &dev.url).args(["-qec", &line, "/dev/null"]).stdin(Stdio::null());
+        Running::start(script)
+    };
+    let ran = on_terminal("call echo '{\"a\":[1,{}]}'").ended();
+    assert_eq!(
+        (ran.code, ran.stdout.as_str()),
+        (Some(0), "{\r\n  \"a\": [\r\n    1,\r\n    {}\r\n  ]\r\n}\r\n")
+    );
+
+    let waiting = on_terminal("call nobody.serves.it");
+    let hint = waiting.until("no worker serves `nobody.serves.it` yet");
+    let id = hint.split("crewcall explain ").nth(1).unwrap().split('`').next().unwrap();
+    dev.run(["cancel", id]).line();
+    assert_eq!(waiting.ended().code, Some(6));
+
+    let id = dev.run(["submit", "countdown", "{\"n\":2,\"every_ms\":1}"]).line();
+    let coloured = on_terminal(&format!("watch {id}")).ended().stdout;
+    assert!(coloured.contains("\x1b[32mfinished\x1b[0m \"liftoff\""), "{coloured}");
+    let plain = dev.run(["watch", &id]).stdout;
+    assert!(!plain.contains('\x1b'), "{plain}");
+}
+
 /// A file with the text, in a directory that goes with it.
 fn file(text: &str) -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();

@@ -175,8 +175,8 @@ impl Screen {
 
 fn style(known: bool) -> ProgressStyle {
     let template = match (known, no_color()) {
-        (true, false) => "{prefix:.dim} {bar:30.cyan/dim} {pos}/{len} {wide_msg} {eta}",
-        (true, true) => "{prefix} {bar:30} {pos}/{len} {wide_msg} {eta}",
+        (true, false) => "{prefix:.dim} {bar:16.cyan/dim} {pos}/{len} {wide_msg}",
+        (true, true) => "{prefix} {bar:16} {pos}/{len} {wide_msg}",
         (false, false) => "{prefix:.dim} {spinner:.cyan} {pos} {wide_msg} {elapsed}",
         (false, true) => "{prefix} {spinner} {pos} {wide_msg} {elapsed}",
     };
