@@ -319,6 +319,11 @@ impl Outbox {
         None
     }
 
+    /// The number of the latest result.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.last_seq
+    }
+
     pub(crate) fn beat(&mut self) {
         self.beat = self.welcomed;
     }

@@ -315,7 +315,7 @@ impl Ticker {
 /// server to end the stream.
 async fn leave(link: &Link, control: &Control) {
     control.drain.cancelled().await;
-    if timeout(control.drain_left(), quiet(link)).await.is_err() {
+    if timeout(control.drain_left(), settle(link)).await.is_err() {
         warn!("handlers still run after the drain timeout; their attempts are given up");
         for attempt in link.update(Outbox::lose_all) {
             attempt.cancel("the worker stops".into());
@@ -323,6 +323,20 @@ async fn leave(link: &Link, control: &Control) {
     }
     link.update(|outbox| outbox.bye("drained"));
     tokio::time::sleep(BYE_TIMEOUT).await;
+}
+
+/// Waits until nothing runs and every result is safe. The server says what is safe only now and then, and
+/// in answer to a beat; so the last result is followed by one, and not by a wait for the next.
+async fn settle(link: &Link) {
+    let mut asked = None;
+    while !link.read(Outbox::is_quiet) {
+        link.update(|outbox| {
+            if outbox.is_idle() && asked.replace(outbox.last_seq()) != Some(outbox.last_seq()) {
+                outbox.beat();
+            }
+        });
+        link.settled.notified().await;
+    }
 }
 
 pub(crate) async fn quiet(link: &Link) {

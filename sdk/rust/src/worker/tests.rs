@@ -304,6 +304,23 @@ async fn a_drained_worker_finishes_what_runs_and_says_goodbye() {
 }
 
 #[tokio::test]
+async fn a_drained_worker_asks_whether_its_last_result_is_safe() {
+    let mut server = FakeServer::start().await;
+    let worker = builder(&server).build().unwrap().start();
+    let (mut session, _) = welcome(&mut server, &[]).await;
+    until(&mut session, |frame| frame.beat.is_some()).await;
+    send(&session, vec![assign(1, "echo", "1")]);
+    assert_eq!(result(&mut session).await.1, Ok("1".into()));
+    worker.drain();
+    let frame = until(&mut session, |frame| frame.beat.is_some()).await;
+    assert_eq!((frame.beat, frame.bye), (Some(Beat::default()), None));
+    confirm(&session, 1);
+    until(&mut session, |frame| frame.bye.is_some()).await;
+    session.end();
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn an_idle_worker_leaves_at_once_and_an_unconnected_one_too() {
     let mut server = FakeServer::start().await;
     let worker = builder(&server).build().unwrap().start();
