@@ -22,6 +22,8 @@ struct Inner<T> {
     /// `Some(None)` is a normal end.
     closed: Option<Option<Error>>,
     reader: Option<Waker>,
+    /// Whoever causes items and holds back until they have been read.
+    pacer: Option<Waker>,
 }
 
 impl<T> Clone for Outbox<T> {
@@ -32,7 +34,9 @@ impl<T> Clone for Outbox<T> {
 
 impl<T> Default for Outbox<T> {
     fn default() -> Self {
-        Self { inner: Arc::new(Mutex::new(Inner { items: Vec::new(), closed: None, reader: None })) }
+        Self {
+            inner: Arc::new(Mutex::new(Inner { items: Vec::new(), closed: None, reader: None, pacer: None })),
+        }
     }
 }
 
@@ -57,11 +61,9 @@ impl<T> Outbox<T> {
     pub(crate) fn close(&self, error: Option<Error>) {
         let mut inner = self.inner.lock();
         inner.closed.get_or_insert(error);
-        let reader = inner.reader.take();
+        let wakers = [inner.reader.take(), inner.pacer.take()];
         drop(inner);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
+        wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
     /// Everything that is there, in `items`, which must be empty; its old allocation is handed back for
@@ -70,6 +72,11 @@ impl<T> Outbox<T> {
         let mut inner = self.inner.lock();
         if !inner.items.is_empty() {
             std::mem::swap(&mut inner.items, items);
+            let pacer = inner.pacer.take();
+            drop(inner);
+            if let Some(pacer) = pacer {
+                pacer.wake();
+            }
             return Poll::Ready(Ok(true));
         }
         match &inner.closed {
@@ -87,5 +94,19 @@ impl<T> Outbox<T> {
     /// As `poll_take`, as a future. Cancel-safe.
     pub async fn take(&self, items: &mut Vec<T>) -> Result<bool, Error> {
         std::future::poll_fn(|cx| self.poll_take(cx, items)).await
+    }
+
+    /// Ends when fewer than `most` items wait unread, or nothing more will come. For the one whose frames
+    /// cause the items: so the peer that does not read is not read from either. One at a time may wait.
+    pub(crate) async fn below(&self, most: usize) {
+        std::future::poll_fn(|cx| {
+            let mut inner = self.inner.lock();
+            if inner.items.len() < most || inner.closed.is_some() {
+                return Poll::Ready(());
+            }
+            inner.pacer = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 }

@@ -37,6 +37,22 @@ impl fmt::Debug for RpcSettings {
 /// small ones; so much comes on top of the largest payload.
 const MESSAGE_OVERHEAD: usize = 4 << 20;
 
+/// A frame of a stream is closed before it grows beyond this, unless a single entry is larger: gRPC libraries
+/// refuse messages of more than 4 MiB if they are not told otherwise.
+const FRAME_BYTES: usize = 1 << 20;
+/// What an entry takes beside its payload, generously.
+const ENTRY_BYTES: usize = 128;
+
+/// How many of the items, from the first, go into one frame: at least one.
+fn fitting<T>(items: &[T], size: impl Fn(&T) -> usize) -> usize {
+    let mut total = 0;
+    let fits = |item: &&T| {
+        total += size(item);
+        total <= FRAME_BYTES
+    };
+    items.iter().take_while(fits).count().max(1).min(items.len())
+}
+
 /// All services, health and reflection included. Must be called within a tokio runtime.
 pub async fn routes(handle: &Handle, settings: &RpcSettings) -> Routes {
     let most = handle.limits().payload_bytes + MESSAGE_OVERHEAD;

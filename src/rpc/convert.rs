@@ -26,7 +26,7 @@ pub(super) fn new_task(task: Option<proto::NewTask>, verb: Verb) -> Result<NewTa
     let options = match (task.options, verb) {
         (None, Verb::Call) => TaskOptions::shared_call(),
         (None, Verb::Submit) => TaskOptions::shared_submit(),
-        (Some(given), verb) => Arc::new(options(given, verb)?),
+        (Some(given), verb) => Arc::new(options(*given, verb)?),
     };
     Ok(NewTask {
         id: TaskId::generate(),

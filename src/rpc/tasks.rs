@@ -10,18 +10,21 @@ use futures_util::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{Shown, Verb, filter, new_task, outcome_out, payload_out, progress_out, task_out};
+use super::{ENTRY_BYTES, fitting};
 use crate::error::{Error, Result};
 use crate::handle::{Handle, Pipe, Watch};
 use crate::proto::tasks_server::Tasks;
 use crate::proto::watch_response::Event as WatchEvent;
 use crate::proto::{self, pipe_outcome};
 use crate::scheduler::{Cursor, Event, EventKind, Filter, Reply};
-use crate::task::{Chunk, TaskId};
+use crate::task::{Chunk, Outcome, Payload, TaskId};
 
 /// Longest wait of Get.
 const MAX_WAIT_MS: u64 = 300_000;
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1_000;
+/// Refused calls of a pipe whose answers wait; at this many its caller is not read from until it reads.
+const REFUSALS: usize = 1_024;
 
 pub(super) struct TasksEdge {
     handle: Handle,
@@ -93,7 +96,7 @@ impl Tasks for TasksEdge {
 
     async fn pipe(&self, request: Request<Streaming<proto::PipeRequest>>) -> Answer<PipeStream> {
         let pipe = Arc::new(self.handle.pipe().await?);
-        let (refusals, refused) = tokio::sync::mpsc::unbounded_channel();
+        let (refusals, refused) = tokio::sync::mpsc::channel(REFUSALS);
         let reader = tokio::spawn(read_calls(Arc::clone(&pipe), request.into_inner(), refusals));
         answer(PipeStream { pipe, reader, refused, reading: true, items: Vec::new() })
     }
@@ -197,7 +200,7 @@ fn grpc_timeout_ms(metadata: &tonic::metadata::MetadataMap) -> Option<u64> {
 async fn read_calls(
     pipe: Arc<Pipe>,
     mut frames: Streaming<proto::PipeRequest>,
-    refusals: tokio::sync::mpsc::UnboundedSender<(u64, Error)>,
+    refusals: tokio::sync::mpsc::Sender<(u64, Error)>,
 ) -> std::result::Result<(), Status> {
     while let Some(frame) = frames.message().await? {
         pipe.check_frame(frame.calls.len())?;
@@ -205,11 +208,11 @@ async fn read_calls(
         for call in frame.calls {
             match new_task(call.task, Verb::Call) {
                 Ok(task) => calls.push((call.call_id, task)),
-                Err(error) => refuse(&refusals, call.call_id, error),
+                Err(error) => refuse(&refusals, call.call_id, error).await,
             }
         }
         for (call_id, error) in pipe.call(calls).await? {
-            refuse(&refusals, call_id, error);
+            refuse(&refusals, call_id, error).await;
         }
         for call_id in frame.cancels {
             pipe.cancel(call_id).await?;
@@ -218,17 +221,17 @@ async fn read_calls(
     Ok(())
 }
 
-fn refuse(refusals: &tokio::sync::mpsc::UnboundedSender<(u64, Error)>, call_id: u64, error: Error) {
+async fn refuse(refusals: &tokio::sync::mpsc::Sender<(u64, Error)>, call_id: u64, error: Error) {
     // Fails only when the stream it is for has gone.
-    refusals.send((call_id, error)).ok();
+    refusals.send((call_id, error)).await.ok();
 }
 
-/// Answers of a pipe: whatever is there goes into one frame.
+/// Answers of a pipe: whatever is there goes into one frame, unless it is too much for one.
 pub(super) struct PipeStream {
     pipe: Arc<Pipe>,
     reader: tokio::task::JoinHandle<std::result::Result<(), Status>>,
     /// Calls refused before they reached the scheduler.
-    refused: tokio::sync::mpsc::UnboundedReceiver<(u64, Error)>,
+    refused: tokio::sync::mpsc::Receiver<(u64, Error)>,
     reading: bool,
     items: Vec<(u64, Reply)>,
 }
@@ -252,8 +255,14 @@ impl Stream for PipeStream {
         while let Poll::Ready(Some((call_id, error))) = this.refused.poll_recv(cx) {
             outcomes.push(refusal_out(call_id, error));
         }
-        match this.pipe.poll_outcomes(cx, &mut this.items) {
-            Poll::Ready(Ok(true)) => outcomes.extend(this.items.drain(..).map(outcome_item)),
+        let taken = match this.items.is_empty() {
+            true => this.pipe.poll_outcomes(cx, &mut this.items),
+            false => Poll::Ready(Ok(true)),
+        };
+        match taken {
+            Poll::Ready(Ok(true)) => {
+                outcomes.extend(this.items.drain(..fitting(&this.items, size)).map(outcome_item));
+            }
             Poll::Ready(Ok(false)) => return Poll::Ready(None),
             Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
             Poll::Pending => {}
@@ -272,6 +281,18 @@ impl Drop for PipeStream {
     fn drop(&mut self) {
         self.reader.abort();
     }
+}
+
+/// About what the answer takes on the wire.
+fn size((_, reply): &(u64, Reply)) -> usize {
+    let content = match reply {
+        Reply::Ended(_, Outcome::Succeeded(payload)) => payload.size(),
+        Reply::Ended(_, Outcome::Failed(error)) => {
+            error.message.len() + error.details.as_ref().map_or(0, Payload::size)
+        }
+        _ => 0,
+    };
+    ENTRY_BYTES + content
 }
 
 fn outcome_item((call_id, reply): (u64, Reply)) -> proto::PipeOutcome {

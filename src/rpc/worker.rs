@@ -11,6 +11,7 @@ use subtle::ConstantTimeEq;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{frame, hello, payload_out, time_out};
+use super::{ENTRY_BYTES, fitting};
 use crate::engine::SessionItem;
 use crate::error::{Error, Reason};
 use crate::handle::{Handle, Session};
@@ -20,6 +21,9 @@ use crate::scheduler::{Assign, Limits, Tell, Welcome};
 
 /// A stream that says nothing for so long is not a worker.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
+
+/// A worker that leaves so much unread is not read from, until it has; beyond its lease it is then silent.
+const UNREAD_MAX: usize = 65_536;
 
 pub(super) struct WorkerEdge {
     handle: Handle,
@@ -97,11 +101,12 @@ async fn read_frames(
     session.say(rest).await?;
     while let Some(request) = frames.message().await? {
         session.say(frame(request)?).await?;
+        session.outbox().below(UNREAD_MAX).await;
     }
     Ok(())
 }
 
-/// What a worker is told: its welcome, then whatever is there in one frame.
+/// What a worker is told: its welcome, then whatever is there, in one frame unless it is too much for one.
 pub(super) struct SessionStream {
     reader: tokio::task::JoinHandle<Result<(), Status>>,
     limits: Limits,
@@ -143,18 +148,24 @@ impl SessionStream {
                     Poll::Pending => {}
                 }
             }
-            Stage::Open(session) => match session.outbox().poll_take(cx, &mut self.items) {
-                Poll::Ready(Ok(true)) => {
-                    let mut response = proto::SessionResponse::default();
-                    for item in self.items.drain(..) {
-                        add(&mut response, item);
+            Stage::Open(session) => {
+                let taken = match self.items.is_empty() {
+                    true => session.outbox().poll_take(cx, &mut self.items),
+                    false => Poll::Ready(Ok(true)),
+                };
+                match taken {
+                    Poll::Ready(Ok(true)) => {
+                        let mut response = proto::SessionResponse::default();
+                        for item in self.items.drain(..fitting(&self.items, size)) {
+                            add(&mut response, item);
+                        }
+                        return Poll::Ready(Some(Ok(response)));
                     }
-                    return Poll::Ready(Some(Ok(response)));
+                    Poll::Ready(Ok(false)) => return Poll::Ready(None),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                    Poll::Pending => {}
                 }
-                Poll::Ready(Ok(false)) => return Poll::Ready(None),
-                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                Poll::Pending => {}
-            },
+            }
             Stage::NotJoined => {}
             Stage::Over => return Poll::Ready(None),
         }
@@ -189,6 +200,17 @@ impl Drop for SessionStream {
     fn drop(&mut self) {
         // With the reader the last share of the session goes, which tells the scheduler.
         self.reader.abort();
+    }
+}
+
+/// About what the item takes on the wire.
+fn size(item: &SessionItem) -> usize {
+    match item {
+        SessionItem::Assign(assign) => {
+            let metadata = assign.options.metadata.iter().map(|(key, value)| key.len() + value.len());
+            ENTRY_BYTES + assign.payload.size() + assign.method.len() + metadata.sum::<usize>()
+        }
+        SessionItem::Tell(_) => ENTRY_BYTES,
     }
 }
 
