@@ -27,7 +27,7 @@ use crate::row::{Row, RowChange};
 use crate::scheduler::{
     Assign, Command, ConnId, EffectKind, Event, Limits, Output, Reply, Scheduler, Tell, Waiter,
 };
-use crate::store::{Committer, Store, StoreError};
+use crate::store::{Committer, Done, Store, StoreError};
 use crate::task::{NewTask, TaskId};
 
 /// Messages taken in one round. Bounds how long an answer waits for its neighbours; large enough that the
@@ -36,6 +36,8 @@ const ROUND: usize = 256;
 /// Messages that may wait for the engine. When it is full, whoever sends waits: backpressure reaches the
 /// socket.
 const INBOX: usize = 4_096;
+/// How long after a batch found no room it is tried again.
+const FULL_RETRY: std::time::Duration = std::time::Duration::from_millis(250);
 /// `Waiter::conn` of questions answered once, through a oneshot.
 const ASK: ConnId = 0;
 
@@ -114,23 +116,33 @@ pub type EngineTask = JoinHandle<Result<(), EngineError>>;
 /// # Errors
 /// When the store cannot be loaded or a row in it cannot be read.
 pub fn start(limits: Limits, mut store: Box<dyn Store>) -> Result<(Handle, EngineTask), EngineError> {
-    let rows = store.load()?;
-    let rows: Vec<Row> =
-        rows.into_iter().map(|(key, data)| Row::decode(key, data)).collect::<Result<_, _>>()?;
+    let mut rows = Vec::new();
+    let mut unreadable = None;
+    store.load(&mut |key, data| match Row::decode(key, data) {
+        Ok(row) => rows.push(row),
+        Err(error) => unreadable = Some(error),
+    })?;
+    if let Some(error) = unreadable {
+        return Err(error.into());
+    }
     let newest = rows.iter().map(latest_time).max().unwrap_or_default();
     let clock = Clock::start(newest);
     let now = clock.now();
     // Never the same for two runs, even with a clock set back: the low bits of a fresh UUIDv7 are random.
     let epoch = (uuid::Uuid::now_v7().as_u128() as u64) >> 1;
     tracing::info!(rows = rows.len(), store = store.describe(), "engine starts");
-    let scheduler = Scheduler::restore(limits.clone(), epoch, now, rows);
+    let mut scheduler = Scheduler::restore(limits.clone(), epoch, now, rows);
+    let mut output = Output::default();
+    scheduler.start(&mut output);
+    store.commit(&output.rows)?;
+    output.rows.clear();
     let (sender, inbox) = mpsc::channel(INBOX);
     let engine = Engine {
         scheduler,
         clock,
         inbox,
         committer: Committer::start(store)?,
-        output: Output::default(),
+        output,
         gate: Gate::default(),
         asks: HashMap::default(),
         streams: HashMap::default(),
@@ -170,6 +182,8 @@ struct Gate {
     batch: u64,
     /// A batch is being stored: number `batch - 1`.
     storing: bool,
+    /// The store had no room for the last one; it is tried again at this time.
+    full: Option<tokio::time::Instant>,
     /// With the batch each waits for, in order.
     waiting: VecDeque<(u64, EffectKind)>,
 }
@@ -201,7 +215,8 @@ impl Engine {
             }
             tokio::select! {
                 biased;
-                stored = self.committer.stored(), if self.gate.storing => self.stored(stored?),
+                done = self.committer.done(), if self.gate.storing => self.stored(done?),
+                () = until(self.gate.full), if self.gate.full.is_some() => self.gate.full = None,
                 () = &mut timer, if due.is_some() => timer_at = None,
                 taken = self.inbox.recv_many(&mut round, ROUND) => {
                     if taken == 0 {
@@ -284,20 +299,39 @@ impl Engine {
     }
 
     fn store(&mut self) {
-        if !self.gate.storing && !self.gate.rows.is_empty() {
+        if !self.gate.storing && self.gate.full.is_none() && !self.gate.rows.is_empty() {
             self.gate.storing = true;
             self.gate.batch += 1;
             self.committer.store(std::mem::take(&mut self.gate.rows));
         }
     }
 
-    fn stored(&mut self, buffer: Vec<RowChange>) {
-        self.gate.storing = false;
-        if self.gate.rows.is_empty() {
-            self.gate.rows = buffer;
-        }
-        while let Some((_, effect)) = self.gate.waiting.pop_front_if(|(batch, _)| *batch < self.gate.batch) {
-            deliver(effect, &mut self.asks, &mut self.streams, &mut self.staged);
+    fn stored(&mut self, done: Done) {
+        match done {
+            Done::Stored(buffer) => {
+                self.gate.storing = false;
+                if self.gate.rows.is_empty() {
+                    self.gate.rows = buffer;
+                }
+                self.scheduler.store_is_full(None);
+                while let Some((_, effect)) =
+                    self.gate.waiting.pop_front_if(|(batch, _)| *batch < self.gate.batch)
+                {
+                    deliver(effect, &mut self.asks, &mut self.streams, &mut self.staged);
+                }
+            }
+            Done::Full { mut batch, reason } => {
+                tracing::error!(%reason, "durable work is refused until there is room");
+                // What became true since goes behind it, into the same batch; nobody is told of any of it before
+                // it is stored.
+                batch.append(&mut self.gate.rows);
+                self.gate.rows = batch;
+                self.gate.storing = false;
+                self.gate.full = Some(tokio::time::Instant::now() + FULL_RETRY);
+                self.scheduler.store_is_full(Some(reason.to_string()));
+            }
+            // Nothing is read back yet.
+            Done::Read { .. } => {}
         }
     }
 
@@ -343,10 +377,10 @@ impl Engine {
 
     /// Stores what was handed out and tells everyone what waited for it.
     async fn finish(mut self) -> Result<(), EngineError> {
-        while self.gate.storing || !self.gate.rows.is_empty() {
+        while self.gate.storing || !(self.gate.rows.is_empty() || self.gate.full.is_some()) {
             self.store();
-            let buffer = self.committer.stored().await?;
-            self.stored(buffer);
+            let done = self.committer.done().await?;
+            self.stored(done);
         }
         self.flush();
         for stream in self.streams.values() {
@@ -366,6 +400,12 @@ impl Gate {
         } else {
             None
         }
+    }
+}
+
+async fn until(at: Option<tokio::time::Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at).await;
     }
 }
 

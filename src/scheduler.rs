@@ -92,6 +92,8 @@ pub struct Scheduler {
     started_at: Timestamp,
     now: Timestamp,
     stopping: bool,
+    /// Why durable work is refused.
+    store_full: Option<String>,
     ledger: Ledger,
     lives: Slab<Live>,
     /// All tasks, oldest first.
@@ -121,6 +123,7 @@ impl Scheduler {
             started_at: Timestamp::default(),
             now: Timestamp::default(),
             stopping: false,
+            store_full: None,
             ledger: Ledger::default(),
             lives: Slab::new(),
             by_age: List::new(Chain::Age),
@@ -157,6 +160,11 @@ impl Scheduler {
     /// without this a crash in the first moments would hand out the same leases a second time.
     pub fn start(&mut self, out: &mut Output) {
         self.ledger.reserve_leases(self.now, &mut out.rows);
+    }
+
+    /// While the store has no room, whatever would need it is refused with `reason`; ephemeral work goes on.
+    pub fn store_is_full(&mut self, reason: Option<String>) {
+        self.store_full = reason;
     }
 
     /// The limits in force.

@@ -141,12 +141,15 @@ impl Running {
 
     async fn end(self) -> Result<Exit, ServeError> {
         let Self { shutdown, mut edges, handle, engine, grace } = self;
+        let deadline = tokio::time::Instant::now() + grace;
         shutdown.stop();
-        let orderly = async {
-            handle.shutdown().await;
-            (&mut edges).await
-        };
-        let closed = match tokio::time::timeout(grace, orderly).await {
+        if tokio::time::timeout_at(deadline, handle.shutdown()).await.is_err() {
+            tracing::warn!("some tasks still run after the grace; their workers may come back with them");
+        }
+        // Stores what was decided until now, and ends the streams of workers and watchers, who would stay.
+        handle.halt().await;
+        engine.await??;
+        let closed = match tokio::time::timeout_at(deadline, &mut edges).await {
             Ok(closed) => closed?,
             Err(_) => {
                 shutdown.cut();
@@ -159,9 +162,6 @@ impl Running {
                 "closed connections that were still open after the grace"
             );
         }
-        // Last, so that what was decided until now is stored.
-        handle.halt().await;
-        engine.await??;
         tracing::info!("stopped");
         Ok(Exit::Ok)
     }

@@ -11,7 +11,7 @@ use super::{Output, Scheduler};
 use crate::clock::Timestamp;
 use crate::error::{Error, Reason, Result};
 use crate::task::{
-    Attempt, ExpiredReason, NewTask, Outcome, State, StateName, Task, TaskError, TaskId, TaskOptions,
+    Attempt, Durability, ExpiredReason, NewTask, Outcome, State, StateName, Task, TaskError, TaskId, TaskOptions,
     check_method_name,
 };
 
@@ -64,6 +64,7 @@ impl Scheduler {
             return Err(Error::new(Reason::ShuttingDown, "the server is stopping; try another or come back"));
         }
         self.check_new(&new)?;
+        self.check_store(new.options.durability == Durability::Durable)?;
         if !new.options.idempotency_key.is_empty()
             && let Some(slot) = self.find_same(&new)?
         {
@@ -116,6 +117,14 @@ impl Scheduler {
             self.check_options(&new.options)?;
         }
         Ok(())
+    }
+
+    /// Whether the store can take what a durable task needs.
+    fn check_store(&self, durable: bool) -> Result<()> {
+        match &self.store_full {
+            Some(reason) if durable => Err(Error::new(Reason::StoreUnavailable, reason.clone())),
+            _ => Ok(()),
+        }
     }
 
     fn check_options(&self, options: &TaskOptions) -> Result<()> {
@@ -365,7 +374,8 @@ impl Scheduler {
             worker_id: Arc::clone(worker_id),
             started_at: task.changed_at,
             ended_at: self.now,
-            error: error.clone(),
+            // Details can be as large as a payload; the last error's are kept in the outcome.
+            error: TaskError { details: None, ..error.clone() },
         };
         let policy = task.options.retry;
         if retryable == Some(false) || task.attempt >= policy.max_attempts {
@@ -485,7 +495,12 @@ impl Scheduler {
                 let error = Error::new(Reason::TaskEnded, message);
                 return out.tell(gated, EffectKind::Reply(waiter, Reply::Refused(error)));
             }
-            _ => self.end(slot, Outcome::Cancelled(reason), None, out),
+            _ => {
+                if let Err(error) = self.check_store(self.ledger.task(slot).is_durable()) {
+                    return out.refuse(waiter, error);
+                }
+                self.end(slot, Outcome::Cancelled(reason), None, out);
+            }
         }
         self.reply_task(slot, waiter, out);
     }
@@ -503,6 +518,9 @@ impl Scheduler {
         }
         if self.stopping {
             return out.refuse(waiter, Error::new(Reason::ShuttingDown, "the server is stopping"));
+        }
+        if let Err(error) = self.check_store(self.ledger.task(slot).is_durable()) {
+            return out.refuse(waiter, error);
         }
         self.leave_answered(slot);
         self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, Timestamp::NEVER);

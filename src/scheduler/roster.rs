@@ -52,6 +52,8 @@ pub(crate) struct Session {
     pub(crate) result_acked: u64,
     /// Assignments and endings so far: tells whether two beats saw the same set.
     pub(crate) changes: u64,
+    /// Its beats have said how many leases it holds.
+    pub(crate) counts_leases: bool,
     /// `changes` at the last beat that did not agree with us.
     pub(crate) disagreed_at: Option<u64>,
 }
@@ -399,15 +401,17 @@ impl Roster {
                     .filter(|(name, _)| *name == route.method)
                     .map(|(_, version)| version)
                     .filter(|version| route.range.as_ref().is_none_or(|range| range.matches(version)))
-                    .max();
+                    .max_by_key(|version| (route.range.is_some() || version.pre.is_empty(), *version));
                 if let Some(version) = newest {
                     matches.push((*offer, version.clone()));
                 }
             }
         }
         if route.range.is_none() {
-            // Nobody asked for a version: the newest that is alive.
-            let newest = matches.iter().map(|(_, version)| version).max().cloned();
+            // Nobody asked for a version: the newest that is alive. A prerelease only when there is no
+            // release, as every package manager does it.
+            let newest =
+                matches.iter().map(|(_, version)| version).max_by_key(|v| (v.pre.is_empty(), *v)).cloned();
             matches.retain(|(_, version)| Some(version) == newest.as_ref());
         }
     }

@@ -56,6 +56,11 @@ impl Scheduler {
             let error = Error::new(Reason::SessionReplaced, "the same worker opened a newer stream");
             self.end_session(old, Some(error), "its worker was started anew", out);
         }
+        // While the server stops, a worker may still come back to deliver what it runs.
+        if resumed.is_none() && self.stopping {
+            let error = Error::new(Reason::ShuttingDown, "the server is stopping; come back later");
+            return out.refuse(waiter, error);
+        }
         if resumed.is_none() && self.roster.sessions.len() >= self.limits.sessions {
             let message =
                 format!("{} workers are connected, the limit (limits.sessions)", self.limits.sessions);
@@ -100,6 +105,7 @@ impl Scheduler {
             result_seq: 0,
             result_acked: 0,
             changes: 0,
+            counts_leases: false,
             disagreed_at: None,
         });
         // Nobody can be served yet: a new stream has no credit.
@@ -130,7 +136,7 @@ impl Scheduler {
         let mut touched = self.roster.set_pools(key, self.limits.credit_per_pool);
         let session = &mut self.roster.sessions[key];
         // A worker that was asked to leave stays asked.
-        session.serving = !session.draining;
+        session.serving = !session.draining && !self.stopping;
         touched.extend(self.roster.activity_changed(key, false));
         self.watch_silence(key);
         self.serve(&routes, out);
@@ -184,9 +190,6 @@ impl Scheduler {
     }
 
     fn check_hello(&self, hello: &Hello) -> Result<()> {
-        if self.stopping {
-            return Err(Error::new(Reason::ShuttingDown, "the server is stopping; come back later"));
-        }
         let (min, max) = (hello.protocol.0.max(1), hello.protocol.1.max(1));
         if !(min..=max).contains(&PROTOCOL) {
             let message = format!("hello.protocol: the worker speaks {min} to {max}, the server {PROTOCOL}");
@@ -418,7 +421,10 @@ impl Scheduler {
     /// Answers a beat. Returns false when the session had to be ended.
     fn beat(&mut self, key: usize, conn: ConnId, count: u32, digest: u64, out: &mut Output) -> bool {
         let session = &mut self.roster.sessions[key];
-        let agree = (count == 0 && digest == 0)
+        // A worker that has never said more than zeros leaves the check out; from any other, zeros are a
+        // statement like any number.
+        session.counts_leases |= count != 0 || digest != 0;
+        let agree = !session.counts_leases
             || (count as usize == session.leases.len() && digest == session.digest);
         // Work that is under way in either direction makes one beat disagree. Two in a row with nothing
         // assigned or ended between them mean that one side has lost something for good.
@@ -551,6 +557,10 @@ impl Scheduler {
     pub(super) fn shutdown(&mut self, out: &mut Output) {
         self.stopping = true;
         let keys: Vec<usize> = self.roster.sessions.iter().map(|(key, _)| key).collect();
+        // All first, so that nobody is given what another hands back.
+        for key in &keys {
+            self.deactivate(*key);
+        }
         for key in keys {
             self.stop_serving(key, Tell::Move("the server is stopping".to_owned()), out);
         }
