@@ -364,11 +364,7 @@ impl Engine {
 
     fn report_idle(&mut self) {
         if self.idle.is_some() && self.gate.waiting.is_empty() && self.scheduler.leased() == 0 {
-            // Nothing more will happen on the streams that are open, and those of workers and watchers do not end
-            // by themselves: they would hold up whoever closes the edges next. What waits is still read first.
-            for stream in self.streams.values() {
-                stream.close(Some(Error::new(Reason::ShuttingDown, "the server is stopping; come back later")));
-            }
+            // Streams have had what was for them; whoever asked halts the engine next, which ends them.
             if let Some(idle) = self.idle.take() {
                 idle.send(()).ok();
             }
