@@ -32,7 +32,7 @@ pub(crate) async fn guard(State(allowed): State<Arc<[String]>>, request: Request
 
 fn host(request: &Request) -> Option<&str> {
     let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    named.or_else(|| request.uri().authority().map(|authority| authority.as_str()))
+    named.or_else(|| request.uri().authority().map(axum::http::uri::Authority::as_str))
 }
 
 fn check(
@@ -122,7 +122,8 @@ mod tests {
         let own = ("origin", "http://127.0.0.1:8080");
         let evil = ("origin", "http://evil.example");
         let cross = ("sec-fetch-site", "cross-site");
-        let cases: &[(&Method, &str, bool, &[(&'static str, &str)], u16)] = &[
+        type Case<'a> = (&'a Method, &'a str, bool, &'a [(&'static str, &'a str)], u16);
+        let cases: &[Case<'_>] = &[
             // Programs.
             (post, HERE, false, &[], 200),
             (post, "scheduler.internal:8080", false, &[("user-agent", "axios/1.10")], 200),
@@ -140,7 +141,13 @@ mod tests {
             // Pages of others.
             (post, HERE, false, &[BROWSER, evil], 403),
             (post, HERE, false, &[BROWSER, ("origin", "null")], 403),
-            (post, HERE, false, &[BROWSER, ("origin", "http://127.0.0.1:9090"), ("sec-fetch-site", "same-site")], 403),
+            (
+                post,
+                HERE,
+                false,
+                &[BROWSER, ("origin", "http://127.0.0.1:9090"), ("sec-fetch-site", "same-site")],
+                403,
+            ),
             (post, HERE, false, &[cross], 403),
             (get, HERE, true, &[BROWSER, evil], 403),
             (get, HERE, true, &[("sec-fetch-mode", "websocket"), evil], 403),

@@ -289,10 +289,8 @@ fn not_found(space: Space) -> Response {
 
 /// An error as the original writes it: one line of plain text.
 pub(crate) fn text(status: StatusCode, message: &str) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
+    let headers =
+        [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     (status, headers, format!("{message}\n")).into_response()
 }
 

@@ -35,7 +35,11 @@ struct Visitor {
 }
 
 /// `/api/worker/connect`, `/` and `/ws`: without a worker key, anybody.
-pub(crate) async fn connect(state: State<Arc<Legacy>>, peer: ConnectInfo<SocketAddr>, request: Request) -> Response {
+pub(crate) async fn connect(
+    state: State<Arc<Legacy>>,
+    peer: ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response {
     knock(&state, peer.0, String::new(), request)
 }
 
@@ -62,7 +66,9 @@ fn knock(legacy: &Arc<Legacy>, peer: SocketAddr, shown: String, mut request: Req
         Err(status) => {
             let mut response =
                 crate::legacy::text(status, status.canonical_reason().unwrap_or("Bad Request"));
-            response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, header::HeaderValue::from_static("13"));
+            response
+                .headers_mut()
+                .insert(header::SEC_WEBSOCKET_VERSION, header::HeaderValue::from_static("13"));
             return response;
         }
     };

@@ -14,7 +14,8 @@ use crate::legacy::Legacy;
 
 /// More are counted, not listed.
 const LISTED: usize = 200;
-const POLICY: &str = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const POLICY: &str =
+    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const HEADERS: [(HeaderName, &str); 3] = [
     (header::CONTENT_SECURITY_POLICY, POLICY),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -44,14 +45,14 @@ fn render(workers: &[WorkerView], methods: &[MethodView], stats: &Stats, key: bo
     for state in StateName::ALL {
         let _ = write!(out, "<span>{} <b>{}</b></span> ", state.as_str(), stats.in_state(state));
     }
-    let _ = write!(out, "</p>\n<h2>Methods ({})</h2>\n", methods.len());
+    let _ = writeln!(out, "</p>\n<h2>Methods ({})</h2>", methods.len());
     if methods.is_empty() {
         out.push_str("<p>None is served yet.</p>\n");
     }
     for view in methods.iter().take(LISTED) {
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<details><summary><code>{}</code> {} <span>{} workers, {} waiting</span></summary>\n",
+            "<details><summary><code>{}</code> {} <span>{} workers, {} waiting</span></summary>",
             Escaped(&view.name),
             Escaped(view.method.as_ref().map_or("", |method| &method.version_text)),
             view.workers,
@@ -64,16 +65,18 @@ fn render(workers: &[WorkerView], methods: &[MethodView], stats: &Stats, key: bo
         out.push_str("</details>\n");
     }
     more(&mut out, methods.len());
-    let _ = write!(out, "<h2>Workers ({})</h2>\n", workers.len());
+    let _ = writeln!(out, "<h2>Workers ({})</h2>", workers.len());
     if workers.is_empty() {
         let hint = if key { "/KEY" } else { "" };
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<p>None is connected. A legacy worker connects to <code>ws://HOST:PORT/api/worker/connect{hint}</code>, \
-             one of any other kind over gRPC.</p>\n"
+             one of any other kind over gRPC.</p>"
         );
     } else {
-        out.push_str("<table><thead><tr><th>worker<th>group<th>sdk<th>from<th>runs<th>methods</thead><tbody>\n");
+        out.push_str(
+            "<table><thead><tr><th>worker<th>group<th>sdk<th>from<th>runs<th>methods</thead><tbody>\n",
+        );
         for view in workers.iter().take(LISTED) {
             let runs: u32 = view.pools.iter().map(|pool| pool.in_flight).sum();
             let _ = writeln!(

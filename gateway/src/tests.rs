@@ -64,7 +64,13 @@ impl Server {
     }
 
     /// The same, with the head of the answer.
-    async fn exchange(&self, method: &str, path: &str, headers: &[&str], body: &str) -> (u16, String, String) {
+    async fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[&str],
+        body: &str,
+    ) -> (u16, String, String) {
         let mut socket = self.connect().await;
         socket.write_all(self.request(method, path, headers, body).as_bytes()).await.unwrap();
         let mut answer = Vec::new();

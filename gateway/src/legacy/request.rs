@@ -35,7 +35,8 @@ impl Encrypted {
     /// As it goes to a worker, in the order of its message.
     pub(crate) fn sealed(&self) -> Bytes {
         let mut out = Vec::new();
-        for (name, value) in [("{\"crypto\":", &self.crypto), (",\"key\":", &self.key), (",\"params\":", &self.params)]
+        for (name, value) in
+            [("{\"crypto\":", &self.crypto), (",\"key\":", &self.key), (",\"params\":", &self.params)]
         {
             out.extend_from_slice(name.as_bytes());
             out.extend_from_slice(&quoted(value));
@@ -127,7 +128,9 @@ impl Fields {
             (kind, None) => {
                 self.error.get_or_insert_with(|| {
                     let owner = self.owner;
-                    format!("json: cannot unmarshal {kind} into Go struct field {owner}.{field} of type string")
+                    format!(
+                        "json: cannot unmarshal {kind} into Go struct field {owner}.{field} of type string"
+                    )
                 });
             }
         }
@@ -192,11 +195,13 @@ mod tests {
         let (secret, salt) = ("k-钥匙", "-7");
         let params = crypto::seal(b"{ \"a\": 1e400 }", secret).unwrap();
         let key = crypto::seal(secret.as_bytes(), salt).unwrap();
-        let body = serde_json::json!({"method": "m", "params": params, "key": key, "crypto": salt}).to_string();
+        let body =
+            serde_json::json!({"method": "m", "params": params, "key": key, "crypto": salt}).to_string();
         let request = encrypted(&Bytes::from(body)).unwrap();
         assert_eq!(request.open(), Some((secret.to_owned(), Bytes::from_static(b"{\"a\":1e400}"))));
 
-        let relayed = encrypted(&Bytes::from_static(br#"{"method":"m","params":"P<","key":"K","crypto":"1"}"#));
+        let relayed =
+            encrypted(&Bytes::from_static(br#"{"method":"m","params":"P<","key":"K","crypto":"1"}"#));
         let relayed = relayed.unwrap();
         assert_eq!(relayed.open(), None);
         assert_eq!(relayed.sealed(), r#"{"crypto":"1","key":"K","params":"P\u003c"}"#);

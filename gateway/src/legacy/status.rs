@@ -30,7 +30,15 @@ pub(crate) async fn status(State(legacy): State<Arc<Legacy>>) -> Response {
         match legacy.crew.listed(&view.id) {
             Some(listed) => {
                 methods += listed.method_count;
-                write_worker(&mut workers, &listed.methods, listed.seen_at(), count, &view.id, &listed.ip, &listed.group);
+                write_worker(
+                    &mut workers,
+                    &listed.methods,
+                    listed.seen_at(),
+                    count,
+                    &view.id,
+                    &listed.ip,
+                    &listed.group,
+                );
             }
             None => {
                 methods += view.methods.len();

@@ -279,7 +279,8 @@ impl Connection {
             self.send(sink, std::mem::take(&mut messages)).await?;
             if granted - written <= WINDOW / 2 {
                 granted = written + WINDOW;
-                self.say(member, Frame { credits: vec![(String::new(), granted)], ..Frame::default() }).await?;
+                self.say(member, Frame { credits: vec![(String::new(), granted)], ..Frame::default() })
+                    .await?;
             }
         }
     }

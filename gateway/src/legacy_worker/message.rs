@@ -121,7 +121,10 @@ mod tests {
     #[test]
     fn answers_are_read_as_the_original_reads_them() {
         for (text, result) in [
-            (r#"{"type":"result","taskId":"ID","result": { "z" : 1.0 , "a" : "<" }}"#, r#"{"z":1.0,"a":"\u003c"}"#),
+            (
+                r#"{"type":"result","taskId":"ID","result": { "z" : 1.0 , "a" : "<" }}"#,
+                r#"{"z":1.0,"a":"\u003c"}"#,
+            ),
             (r#"{"type":"result","taskId":"ID"}"#, "null"),
             (r#"{"type":"result","taskId":"ID","error":"","result":5}"#, "5"),
             (r#"{"type":"result","taskId":"ID","error":null,"result":1e400} xx"#, "1e400"),
@@ -182,16 +185,21 @@ mod tests {
 
     #[test]
     fn tasks_are_written_byte_for_byte_as_the_original_writes_them() {
-        let plain = task(&assign(Payload::json("{ \"b\": 9007199254740993, \"a\": \"&\u{2028}\" }"))).unwrap();
+        let plain =
+            task(&assign(Payload::json("{ \"b\": 9007199254740993, \"a\": \"&\u{2028}\" }"))).unwrap();
         assert_eq!(
             plain,
-            format!("{{\"method\":\"add\\u003c1\\u003e\",\"params\":{{\"b\":9007199254740993,\"a\":\"\\u0026\\u2028\"}},\"taskId\":\"{ID}\",\"type\":\"task\"}}\n")
+            format!(
+                "{{\"method\":\"add\\u003c1\\u003e\",\"params\":{{\"b\":9007199254740993,\"a\":\"\\u0026\\u2028\"}},\"taskId\":\"{ID}\",\"type\":\"task\"}}\n"
+            )
         );
         let data = r#"{"crypto":"1","key":"K","params":"P"}"#.into();
         let sealed = task(&assign(Payload { data, content_type: SEALED.to_owned() })).unwrap();
         assert_eq!(
             sealed,
-            format!("{{\"crypto\":\"1\",\"key\":\"K\",\"method\":\"add\\u003c1\\u003e\",\"params\":\"P\",\"taskId\":\"{ID}\",\"type\":\"encrypted_task\"}}\n")
+            format!(
+                "{{\"crypto\":\"1\",\"key\":\"K\",\"method\":\"add\\u003c1\\u003e\",\"params\":\"P\",\"taskId\":\"{ID}\",\"type\":\"encrypted_task\"}}\n"
+            )
         );
         let empty = task(&assign(Payload::default())).unwrap();
         assert!(empty.contains("\"params\":null,"), "{empty}");

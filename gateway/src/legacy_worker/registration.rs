@@ -55,16 +55,20 @@ impl Registration {
     /// The same for the scheduler. Names that no task can have are left out: nobody could call them.
     pub(super) fn hello(&self, worker_id: String, sdk: &str, peer: &str, limits: &Limits) -> Hello {
         let mut seen = HashSet::new();
-        let methods = self.methods.iter().filter(|(name, _)| {
-            check_method_name(name).is_ok() && seen.insert(name.as_str())
-        });
+        let methods = self
+            .methods
+            .iter()
+            .filter(|(name, _)| check_method_name(name).is_ok() && seen.insert(name.as_str()));
         Hello {
             protocol: (1, 1),
             worker_id,
             group: tidy(&self.group, NAME_BYTES),
             sdk: sdk.to_owned(),
             peer: peer.to_owned(),
-            pools: vec![PoolSpec { name: String::new(), concurrency: CONCURRENCY.min(limits.credit_per_pool) }],
+            pools: vec![PoolSpec {
+                name: String::new(),
+                concurrency: CONCURRENCY.min(limits.credit_per_pool),
+            }],
             methods: methods.map(|(name, docs)| method(name, docs, limits)).collect(),
             starts_on_receipt: true,
             ..Hello::default()
@@ -150,10 +154,14 @@ mod tests {
         for (methods, shown) in [
             ("null", "[]"),
             ("[]", "[]"),
-            (r#"[{"name":"z","docs":["d1","d2"]},{"name":"a"},{"name":"z"}]"#,
-             r#"[{"name":"z","docs":["d1","d2"]},{"name":"a","docs":[]},{"name":"z","docs":[]}]"#),
-            (r#"[{"name":"a","docs":"text"},{"name":5},{"docs":[]},null,{"name":"b","docs":["x",5,null,"y"]}]"#,
-             r#"[{"name":"a","docs":[]},{"name":"b","docs":["x","y"]}]"#),
+            (
+                r#"[{"name":"z","docs":["d1","d2"]},{"name":"a"},{"name":"z"}]"#,
+                r#"[{"name":"z","docs":["d1","d2"]},{"name":"a","docs":[]},{"name":"z","docs":[]}]"#,
+            ),
+            (
+                r#"[{"name":"a","docs":"text"},{"name":5},{"docs":[]},null,{"name":"b","docs":["x",5,null,"y"]}]"#,
+                r#"[{"name":"a","docs":[]},{"name":"b","docs":["x","y"]}]"#,
+            ),
             (r#"[{"name":"方法","docs":["<b>"]}]"#, r#"[{"name":"方法","docs":["\u003cb\u003e"]}]"#),
         ] {
             assert_eq!(methods_of(&format!(r#"{{"Group":"g","methods":{methods}}}"#)), shown);

@@ -90,7 +90,7 @@ fn text_frame(text: &str) -> Vec<u8> {
 }
 
 /// A worker as bytes: it answers nothing by itself, not even pings.
-async fn mute_worker(server: &Server, method: &str, mut socket: TcpStream) -> TcpStream {
+async fn mute_worker(server: &Server, methods: &[&str], mut socket: TcpStream) -> TcpStream {
     let count = server.handle.workers().await.unwrap().len();
     let request = format!(
         "GET /api/worker/connect HTTP/1.1\r\nhost: {}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
@@ -103,7 +103,8 @@ async fn mute_worker(server: &Server, method: &str, mut socket: TcpStream) -> Tc
         head.push(socket.read_u8().await.unwrap());
     }
     assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
-    let registration = format!(r#"{{"group":"mute","methods":[{{"name":"{method}"}}]}}"#);
+    let methods: Vec<Value> = methods.iter().map(|name| json!({"name": name})).collect();
+    let registration = json!({"group": "mute", "methods": methods}).to_string();
     socket.write_all(&text_frame(&registration)).await.unwrap();
     server.workers(count + 1).await;
     socket
@@ -115,7 +116,7 @@ async fn mute_worker(server: &Server, method: &str, mut socket: TcpStream) -> Tc
 async fn a_truly_silent_worker_is_cut_and_its_callers_are_told() {
     let every = Duration::from_millis(100);
     let server = Server::start(|settings| settings.legacy_ping_interval = every).await;
-    let mut mute = mute_worker(&server, "m", server.connect().await).await;
+    let mut mute = mute_worker(&server, &["m"], server.connect().await).await;
     let joined = Instant::now();
     let id = submit(&server, "m", "1").await;
     assert_eq!(result(&server, &id).await, failed(&id, "Worker timeout"));
@@ -148,7 +149,7 @@ async fn websocket_pongs_and_any_message_are_life() {
     let server = Server::start(|settings| settings.legacy_ping_interval = Duration::from_millis(60)).await;
     // The library answers WebSocket pings while it is read; nothing answers the JSON ones.
     let mut ponging = Worker::join(&server, "ponging").await;
-    let talking = mute_worker(&server, "talking", server.connect().await).await;
+    let talking = mute_worker(&server, &["talking"], server.connect().await).await;
     let (mut pings, (mut said, mut saying)) = (0, talking.into_split());
     let reading = tokio::spawn(async move { said.read_to_end(&mut Vec::new()).await });
     while pings < 8 {
@@ -164,44 +165,39 @@ async fn websocket_pongs_and_any_message_are_life() {
 
 #[tokio::test]
 async fn a_worker_that_stops_reading_is_cut_and_hurts_nobody_else() {
-    let stuck_for = Duration::from_millis(400);
+    let stuck_for = Duration::from_secs(2);
     let server = Server::start(|settings| settings.legacy_write_timeout = stuck_for).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    let stuck = mute_worker(&server, "m", socket.connect(server.address).await.unwrap()).await;
+    let socket = socket.connect(server.address).await.unwrap();
+    let stuck = mute_worker(&server, &["m", "only"], socket).await;
     let mut reader = Worker::join(&server, "m").await;
-
-    // More than the kernel's buffers hold, and then some.
-    let params = format!("\"{}\"", "x".repeat(1 << 20));
-    let mut slowest = Duration::ZERO;
-    let mut ids = Vec::new();
-    for _ in 0..24 {
-        let began = Instant::now();
-        ids.push(submit(&server, "m", &params).await);
-        slowest = slowest.max(began.elapsed());
-    }
-    assert!(slowest < stuck_for * 5, "a caller waited {slowest:?} for somebody else's worker");
     let answering = tokio::spawn(async move {
         loop {
             let id = reader.task().await;
             reader.answer(&id, "1").await;
         }
     });
-    let (mut served, mut lost) = (0, 0);
-    for id in &ids {
-        let outcome = result(&server, id).await;
-        match outcome["result"].as_str() {
-            None => served += 1,
-            Some(error) => {
-                assert_eq!(error, "Worker timeout");
-                lost += 1;
-            }
-        }
+
+    // Far more than the kernel's buffers hold.
+    let params = format!("\"{}\"", "x".repeat(1 << 20));
+    let mut held = Vec::new();
+    for _ in 0..32 {
+        held.push(submit(&server, "only", &params).await);
     }
-    assert!(served >= 8 && lost >= 1, "{served} served, {lost} lost");
+    // Long before the stuck worker is cut, the other one serves.
+    let began = Instant::now();
+    for _ in 0..10 {
+        let id = submit(&server, "m", "1").await;
+        assert_eq!(result(&server, &id).await, done(&id, json!(1)));
+    }
+    assert!(began.elapsed() < stuck_for, "calls took {:?} beside a stuck worker", began.elapsed());
+    assert_eq!(server.handle.workers().await.unwrap().len(), 2);
+
+    for id in &held {
+        assert_eq!(result(&server, id).await, failed(id, "Worker timeout"));
+    }
     server.workers(1).await;
-    let id = submit(&server, "m", "1").await;
-    assert_eq!(result(&server, &id).await, done(&id, json!(1)));
     answering.abort();
     drop(stuck);
 }
@@ -210,36 +206,27 @@ async fn a_worker_that_stops_reading_is_cut_and_hurts_nobody_else() {
 async fn a_stopping_server_lets_a_worker_finish_first() {
     let server = Server::start(|_| {}).await;
     let mut worker = Worker::join(&server, "m").await;
-    let idle = Worker::knock(&server, "/").await;
-    let id = submit(&server, "m", "1").await;
-    assert_eq!(worker.task().await, id);
-    let path = format!("/api/result/{id}");
-    let waiting = server.get(&path);
-    tokio::pin!(waiting);
-    // Begun before the end begins, so that its connection is one of those that are served to their end.
-    let mut socket = server.connect().await;
-    socket.write_all(server.request("GET", "/readyz", &[], "").as_bytes()).await.unwrap();
-    tokio::select! {
-        biased;
-        _ = &mut waiting => panic!("answered before its worker"),
-        answered = socket.read_u8() => assert_eq!(answered.unwrap(), b'H'),
-    }
-
+    let mut unregistered = Worker::knock(&server, "/").await;
+    let mut call = Box::pin(server.handle.call(NewTask::call("m", Payload::json("1"))));
+    let id = tokio::select! {
+        _ = &mut call => panic!("answered before its worker"),
+        id = worker.task() => id,
+    };
     server.shutdown.stop();
-    let stopping = server.handle.shutdown();
-    tokio::pin!(stopping);
+    let mut stopping = Box::pin(server.handle.shutdown());
     tokio::select! {
         biased;
         () = &mut stopping => panic!("stopped with a task running"),
-        _ = &mut waiting => panic!("answered before its worker"),
-        () = worker.answer(&id, "7") => {}
+        _ = &mut call => panic!("answered before its worker"),
+        // It had nothing to do.
+        told = unregistered.hear() => assert_eq!(told, None),
     }
-    let ((), (status, body)) = tokio::join!(stopping, waiting);
-    assert_eq!((status, serde_json::from_str::<Value>(&body).unwrap()), (200, done(&id, json!(7))));
-    assert_eq!(worker.hear().await, None);
+    worker.answer(&id, "7").await;
+    let ((), outcome, told) = tokio::join!(stopping, call, worker.hear());
+    assert_eq!(outcome.unwrap().1, Outcome::Succeeded(Payload::json("7")));
+    assert_eq!(told, None);
     let closed = tokio::time::timeout(PATIENCE, server.edges).await.unwrap().unwrap();
     assert_eq!(closed.cut, 0);
-    drop(idle);
 }
 
 // --- results ------------------------------------------------------------------------------------------
@@ -356,7 +343,9 @@ async fn an_unreadable_message_fails_its_task_and_not_its_worker() {
     let (first, second) = (submit(&server, "m", "1").await, submit(&server, "m", "2").await);
     worker.say("not json").await;
     worker.say("[1]").await;
-    worker.say(&format!(r#"{{"type": "result", "taskId": "{first}", "status": "success", "result": NaN}}"#)).await;
+    worker
+        .say(&format!(r#"{{"type": "result", "taskId": "{first}", "status": "success", "result": NaN}}"#))
+        .await;
     worker.answer(&second, "2").await;
     let outcome = result(&server, &first).await;
     assert_eq!(outcome["status"], "error");
@@ -375,7 +364,10 @@ async fn values_pass_as_they_are_spelled_however_deep() {
     for value in [&*deep, r#"{"z":1.0,"a":-0,"a":"\ud800","":[]}"#] {
         let id = submit(&server, "m", value).await;
         let message = worker.hear().await.unwrap();
-        assert_eq!(message, format!("{{\"method\":\"m\",\"params\":{value},\"taskId\":\"{id}\",\"type\":\"task\"}}\n"));
+        assert_eq!(
+            message,
+            format!("{{\"method\":\"m\",\"params\":{value},\"taskId\":\"{id}\",\"type\":\"task\"}}\n")
+        );
         let answer = value.strip_prefix('[').and_then(|value| value.strip_suffix(']')).unwrap_or(value);
         worker.answer(&id, answer).await;
         let (_, body) = server.get(&format!("/api/result/{id}")).await;
@@ -519,7 +511,8 @@ const UPGRADE: [&str; 3] =
 async fn knock(server: &Server, path: &str, more: &[&str]) -> u16 {
     let mut socket = server.connect().await;
     let headers = [&UPGRADE[..], more].concat();
-    let request = server.request("GET", path, &headers, "").replace("connection: close", "connection: upgrade");
+    let request =
+        server.request("GET", path, &headers, "").replace("connection: close", "connection: upgrade");
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut head = vec![0; 12];
     socket.read_exact(&mut head).await.unwrap();
@@ -576,7 +569,10 @@ async fn pages_of_other_sites_start_nothing() {
     let form = "content-type: text/plain";
     let (status, head, text) = server.exchange("POST", "/api/execute", &[browser, evil, form], body).await;
     assert_eq!(status, 403, "{text}");
-    assert!(head.contains("application/problem+json") && text.contains("origin_not_allowed"), "{head} {text}");
+    assert!(
+        head.contains("application/problem+json") && text.contains("origin_not_allowed"),
+        "{head} {text}"
+    );
     let own = format!("origin: http://{}", server.address);
     let (status, _) = server.send("POST", "/api/execute", &[browser, &own, form], r#"{"method":"m"}"#).await;
     assert_eq!(status, 200);
