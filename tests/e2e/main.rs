@@ -5,6 +5,8 @@
 
 mod abuse;
 mod cli;
+mod crowd;
+mod grpc;
 mod harness;
 mod raw;
 mod serve;
