@@ -525,12 +525,13 @@ async fn keep_connected(worker: Worker, control: &Arc<Control>, link: &Arc<Link>
             () = gone_for_good(link, control) => return Ok(()),
         };
         // A connection of its own for each session: one that hangs half-open is not used again.
-        let why = match connected {
-            Err(error) => transport_words(&error),
+        let (why, announced) = match connected {
+            Err(error) => (transport_words(&error), false),
             Ok(channel) => match session.run(channel, hello.clone()).await {
                 Ending::Left => return Ok(()),
                 Ending::Fatal(error) => return Err(error),
-                Ending::Broken(why) => why,
+                Ending::Broken(why) => (why, false),
+                Ending::Moved(why) => (why, true),
             },
         };
         control.enter(WorkerState::Connecting);
@@ -547,7 +548,11 @@ async fn keep_connected(worker: Worker, control: &Arc<Control>, link: &Arc<Link>
             }
         }
         let wait = backoff.next_wait();
-        warn!(%address, ?wait, "not connected: {why}");
+        if announced {
+            info!(%address, ?wait, "not connected: {why}");
+        } else {
+            warn!(%address, ?wait, "not connected: {why}");
+        }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = gone_for_good(link, control) => return Ok(()),

@@ -40,6 +40,8 @@ pub(crate) enum Ending {
     Left,
     /// Try again.
     Broken(String),
+    /// Try again; the server said that it stops.
+    Moved(String),
     /// Trying again would not help.
     Fatal(WorkerError),
 }
@@ -354,6 +356,7 @@ fn ending(status: Status) -> Ending {
                 other => Ending::Broken(other.to_string()),
             }
         }
+        Code::Unavailable if reason == "shutting_down" => Ending::Moved(status.message().to_owned()),
         Code::Aborted if reason == "session_replaced" => Ending::Fatal(WorkerError::Replaced),
         _ => Ending::Broken(transport_words(&status)),
     }
