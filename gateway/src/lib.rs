@@ -5,6 +5,7 @@
 //! | `GET /healthz` | 200 while the process serves: restart it when this fails |
 //! | `GET /readyz` | 200 when new work is welcome, 503 while shutting down: send it no traffic |
 //! | `GET /` | a page with what is served and by whom; the socket of a legacy worker when it is an upgrade |
+//! | `/v1/...`, `/openapi.json` | REST and the JSON worker: the table in `v1.rs`, and `docs/rest.md` |
 //! | `/api/...`, `/ws` | the protocol of go-server: see `docs/legacy.md` |
 //! | a path with `//` in it | as if it were `/` |
 //! | anything else | 404 as `application/problem+json` (RFC 9457); gRPC status 12 for gRPC requests |
@@ -25,8 +26,10 @@ use tower::ServiceExt as _;
 mod browser;
 mod legacy;
 mod legacy_worker;
+mod openapi;
 mod page;
 mod problem;
+mod v1;
 
 use legacy::Legacy;
 pub use problem::Problem;
@@ -83,15 +86,12 @@ impl fmt::Debug for Settings {
 pub fn router(handle: Handle, settings: Settings) -> Router {
     let allowed: Arc<[String]> = settings.allowed_origins.clone().into();
     let opens_encrypted = settings.legacy_open_encrypted;
+    let v1 = v1::routes(handle.clone(), &settings);
     let legacy = Legacy::new(handle, settings.clone());
 
-    let health = Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .with_state(settings);
-    let page = Router::new()
-        .route("/", any(root))
-        .route("/page.css", get(page::style));
+    let health =
+        Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(settings);
+    let page = Router::new().route("/", any(root)).route("/page.css", get(page::style));
     let callers = Router::new()
         .route("/api/execute", any(legacy::execute))
         .route("/api/result/", any(legacy::result_of_nothing))
@@ -115,6 +115,7 @@ pub fn router(handle: Handle, settings: Settings) -> Router {
         .merge(workers)
         .with_state(legacy)
         .merge(health)
+        .merge(v1)
         .layer(middleware::from_fn_with_state(allowed, browser::guard))
 }
 
