@@ -84,7 +84,7 @@ async fn ten_thousand_tasks_over_workers_that_come_and_go() {
         departures += left.unwrap();
     }
 
-    let tally = tally.lock().unwrap();
+    let tally = std::mem::take(&mut *tally.lock().unwrap());
     assert_eq!(tally.answers.len() as u64, TASKS);
     for (number, (id, sum)) in &tally.answers {
         assert_eq!(*sum, expected(*number), "task {id}");
@@ -205,7 +205,7 @@ fn adder(wire: &Proxy, index: u64, concurrency: u32) -> WorkerHandle {
         .concurrency(concurrency)
         .method("add", |context: Context, terms: Value| async move {
             // Some answer at once, most take long enough to be caught in the middle.
-            if context.lease() % 4 != 0 {
+            if !context.lease().is_multiple_of(4) {
                 tokio::time::sleep(Duration::from_millis(20 + context.lease() % 80)).await;
             }
             match (terms["a"].as_i64(), terms["b"].as_i64()) {
