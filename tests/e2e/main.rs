@@ -8,5 +8,6 @@ mod cli;
 mod crowd;
 mod grpc;
 mod harness;
+mod legacy;
 mod raw;
 mod serve;
