@@ -29,6 +29,34 @@ pub enum RowKey {
     LeasesReserved,
 }
 
+impl RowKey {
+    /// Kinds from here on are read back when they are wanted; those below are loaded at start.
+    pub const READ_WHEN_WANTED: u8 = 128;
+
+    /// The key as stored: the number of its kind, which is format and never changes its meaning, and
+    /// sixteen bytes that name the row within the kind. Stores keep rows in the order of these two.
+    pub const fn parts(&self) -> (u8, [u8; 16]) {
+        match self {
+            Self::Task(id) => (1, *id.0.as_bytes()),
+            Self::LeasesReserved => (2, [0; 16]),
+        }
+    }
+
+    /// The key with these parts; none when the kind is unknown here: a newer crewcall wrote it, or damage.
+    pub const fn from_parts(kind: u8, id: [u8; 16]) -> Option<Self> {
+        match kind {
+            1 => Some(Self::Task(TaskId(uuid::Uuid::from_bytes(id)))),
+            2 => Some(Self::LeasesReserved),
+            _ => None,
+        }
+    }
+
+    /// Whether the scheduler needs the row to start. All others are read when they are wanted.
+    pub const fn is_loaded_at_start(&self) -> bool {
+        self.parts().0 < Self::READ_WHEN_WANTED
+    }
+}
+
 /// One change of a batch. A batch is stored whole or not at all.
 #[derive(Clone, Debug)]
 pub enum RowChange {

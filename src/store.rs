@@ -1,95 +1,124 @@
-//! Where durable facts lie. The port is narrow on purpose: load everything at start, then store batches of
-//! row changes, each whole or not at all. A replicated log fits behind it as well as a file.
+//! Where durable facts lie. The port is narrow on purpose: load what a start needs, then store batches of
+//! row changes, each whole or not at all, and read single rows back. A replicated log fits behind it as well
+//! as a file.
 //!
-//! One thread owns the store ([`Committer`]). At most one batch is being stored while the engine gathers the
+//! - [`MemoryStore`]: for tests and `--ephemeral`.
+//! - [`EmbeddedStore`]: a file in the data directory; what it survives and what it notices is said there.
+//! - [`doctor`]: what is left of a damaged data directory.
+//!
+//! One thread owns the store (`committer.rs`). At most one batch is being stored while the engine gathers the
 //! next, so group commit falls out by itself: a slow disk makes larger batches, not a longer queue.
 
-use std::thread;
+use std::path::PathBuf;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
+pub(crate) use committer::{Committer, Done};
+pub use doctor::{LostRows, Report, doctor, repair};
+pub use embedded::{EmbeddedStore, StoreOptions};
 pub use memory::MemoryStore;
 
 use crate::row::{RowChange, RowKey};
 
+mod backup;
+mod committer;
+mod doctor;
+mod embedded;
 mod memory;
 
 /// A place for rows. Called from one thread only.
+///
+/// Every error but [`StoreError::Full`] ends the store's life: whoever gets one stops serving from it.
 pub trait Store: Send + 'static {
     /// Name and reach of the store, for people: `memory (nothing survives a restart)`.
     fn describe(&self) -> String;
 
-    /// All rows, in any order. Called once, before the first commit.
+    /// Hands every row that is [loaded at start](RowKey::is_loaded_at_start) to `take`, each once, in any
+    /// order. Called once, before the first commit. What it hands over is durable when it returns, also
+    /// what a process that died had written without having synced it.
     ///
     /// # Errors
-    /// When not every row can be read: a shorter history is never handed out silently.
-    fn load(&mut self) -> Result<Vec<(RowKey, Bytes)>, StoreError>;
+    /// When not every row can be read: a shorter history is never handed out silently. Rows taken before an
+    /// error mean nothing.
+    fn load(&mut self, take: &mut dyn FnMut(RowKey, Bytes)) -> Result<(), StoreError>;
 
-    /// Stores a batch; when this returns, it survives whatever the store promises to survive.
+    /// The rows stored under `keys`, in their order; none where there is no such row.
     ///
     /// # Errors
-    /// When the batch may not have been stored. Nothing of it has been acknowledged to anyone, and the
-    /// process must end: what is truly stored is found out at the next start.
+    /// When one of them cannot be read as it was stored.
+    fn read(&mut self, keys: &[RowKey]) -> Result<Vec<Option<Bytes>>, StoreError>;
+
+    /// Up to `most` rows of any kind whose keys follow `after`, in the order of [`RowKey::parts`].
+    ///
+    /// # Errors
+    /// When one of them cannot be read as it was stored.
+    fn scan(&mut self, after: Option<RowKey>, most: usize) -> Result<Vec<(RowKey, Bytes)>, StoreError>;
+
+    /// Stores a batch; when this returns, it survives whatever the store promises to survive. Changes apply
+    /// in order: the last one of a key counts.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`]: nothing of the batch is stored; the same batch may be tried again at any time.
+    /// Anything else: the batch may or may not be stored, nothing of it may be acknowledged, and the process
+    /// must end; what is truly stored is found out at the next start.
     fn commit(&mut self, batch: &[RowChange]) -> Result<(), StoreError>;
-}
 
-/// The store failed; the text says where and how.
-#[derive(Debug, thiserror::Error)]
-#[error("store: {0}")]
-pub struct StoreError(pub String);
-
-/// The store's own thread, and the way to it.
-#[derive(Debug)]
-pub(crate) struct Committer {
-    batches: Option<std::sync::mpsc::Sender<Vec<RowChange>>>,
-    done: mpsc::UnboundedReceiver<Result<Vec<RowChange>, StoreError>>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Committer {
-    /// Starts the thread.
+    /// Called when nothing has been asked for a short while: the time for work that would be in the way
+    /// otherwise. Must be quick when there is nothing to do.
     ///
     /// # Errors
-    /// When the operating system refuses one.
-    pub(crate) fn start(mut store: Box<dyn Store>) -> std::io::Result<Self> {
-        let (batches, inbox) = std::sync::mpsc::channel::<Vec<RowChange>>();
-        let (outbox, done) = mpsc::unbounded_channel();
-        let thread = thread::Builder::new().name("crewcall-store".to_owned()).spawn(move || {
-            for mut batch in inbox {
-                let stored = store.commit(&batch).map(|()| {
-                    batch.clear();
-                    batch
-                });
-                let failed = stored.is_err();
-                if outbox.send(stored).is_err() || failed {
-                    return;
-                }
-            }
-        })?;
-        Ok(Self { batches: Some(batches), done, thread: Some(thread) })
-    }
+    /// As [`Store::commit`], but never `Full`.
+    fn idle(&mut self) -> Result<(), StoreError>;
 
-    /// Hands over a batch. `stored` must be awaited before the next one.
-    pub(crate) fn store(&self, batch: Vec<RowChange>) {
-        if let Some(batches) = &self.batches {
-            // A thread that has ended has said why through `done`.
-            batches.send(batch).ok();
-        }
-    }
-
-    /// The end of the batch handed over: its emptied buffer, to be used again. Cancel-safe.
-    pub(crate) async fn stored(&mut self) -> Result<Vec<RowChange>, StoreError> {
-        self.done.recv().await.unwrap_or_else(|| Err(StoreError("its thread has ended".to_owned())))
-    }
+    /// Bytes of disk in use.
+    fn size(&self) -> u64;
 }
 
-impl Drop for Committer {
-    fn drop(&mut self) {
-        // Ends the thread after the batch it has, so that a store closes in order.
-        self.batches.take();
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok();
-        }
-    }
+/// What went wrong, by what can be done about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// No room for the batch, and nothing of it is stored: hold it, refuse what would need more, try again.
+    #[error("the store has no room: {0}; free some space, nothing else is needed")]
+    Full(String),
+    /// It cannot be known what is stored: stop without acknowledging anything more. After a failed fsync
+    /// the kernel may have dropped what it could not write, so trying again would prove nothing.
+    #[error("the store failed: {0}; what is truly stored is found out at the next start")]
+    Fatal(String),
+    /// Opening: another process has it.
+    #[error("the data directory {} is in use by another process; stop that one, or use another directory", .0.display())]
+    InUse(PathBuf),
+    /// Opening: the directory or a file in it cannot be created or written.
+    #[error("the data directory {} cannot be written: {why}", .dir.display())]
+    Unwritable {
+        /// The data directory.
+        dir: PathBuf,
+        /// What the operating system says.
+        why: String,
+    },
+    /// Opening: not enough space to start.
+    #[error("the disk that holds the data directory {} is full; free some space and start again", .0.display())]
+    DiskFull(PathBuf),
+    /// Opening: written by a newer crewcall.
+    #[error(
+        "the data directory {} has format {found}; this crewcall knows formats up to {known}: use the one that wrote it, or a newer one",
+        .dir.display()
+    )]
+    NewerFormat {
+        /// The data directory.
+        dir: PathBuf,
+        /// The format found.
+        found: u32,
+        /// The newest format this program reads.
+        known: u32,
+    },
+    /// Damaged, or cut short: nothing is served from it.
+    #[error(
+        "the store is damaged: {what} ({place}); `crewcall doctor` shows what is left and what would be lost"
+    )]
+    Corrupt {
+        /// What is wrong.
+        what: String,
+        /// The file, and the row or frame in it.
+        place: String,
+    },
 }

@@ -1,0 +1,115 @@
+//! How fast the embedded store commits, against the floor: a bare append and fdatasync in the same run.
+//!
+//! `cargo run --release --example store_speed [DIRECTORY]`; the directory must lie on the disk in question.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crewcall::row::{RowChange, RowKey};
+use crewcall::store::{EmbeddedStore, Store as _, StoreOptions};
+use crewcall::task::TaskId;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// A queue-like load: each task is put, put again, deleted.
+const ROW: usize = 300;
+const LOADED: usize = 200_000;
+
+fn main() -> Result<()> {
+    let dir = std::env::args().nth(1).unwrap_or_else(|| "target/store_speed".to_owned());
+    let dir = Path::new(&dir);
+    std::fs::remove_dir_all(dir).ok();
+    std::fs::create_dir_all(dir)?;
+    println!("| batch | append + fdatasync p50 / p99 | embedded p50 / p99 | ratio | changes/s |");
+    println!("|---|---|---|---|---|");
+    for (size, rounds) in [(1, 3_000), (64, 2_000), (512, 600), (4_096, 150)] {
+        let (floor, floor_late) = append(&dir.join("floor"), size, rounds)?;
+        let (store, store_late) = commit(&dir.join(format!("store-{size}")), size, rounds)?;
+        println!(
+            "| {size} | {:.2} / {:.2} ms | {:.2} / {:.2} ms | {:.2} | {:.0} |",
+            ms(floor),
+            ms(floor_late),
+            ms(store),
+            ms(store_late),
+            ms(store) / ms(floor),
+            size as f64 / store.as_secs_f64(),
+        );
+    }
+    restart(&dir.join("restart"))?;
+    std::fs::remove_dir_all(dir)?;
+    Ok(())
+}
+
+fn append(path: &Path, size: usize, rounds: usize) -> Result<(Duration, Duration)> {
+    let mut file = File::create(path)?;
+    let batch = vec![7; size * (ROW + 40)];
+    percentiles(rounds, || {
+        file.write_all(&batch)?;
+        Ok(file.sync_data()?)
+    })
+}
+
+fn commit(dir: &Path, size: usize, rounds: usize) -> Result<(Duration, Duration)> {
+    let mut store = EmbeddedStore::open(dir, StoreOptions::default())?;
+    store.load(&mut |_, _| {})?;
+    let data = Bytes::from(vec![7; ROW]);
+    let mut changes =
+        std::iter::from_fn(move || Some(RowKey::Task(TaskId::generate()))).flat_map(move |key| {
+            [RowChange::Put(key, data.clone()), RowChange::Put(key, data.clone()), RowChange::Delete(key)]
+        });
+    percentiles(rounds, || {
+        let batch: Vec<_> = changes.by_ref().take(size).collect();
+        Ok(store.commit(&batch)?)
+    })
+}
+
+fn restart(dir: &Path) -> Result<()> {
+    let mut store = EmbeddedStore::open(dir, StoreOptions::default())?;
+    let data = Bytes::from(vec![7; ROW]);
+    let rows: Vec<_> =
+        (0..LOADED).map(|_| RowChange::Put(RowKey::Task(TaskId::generate()), data.clone())).collect();
+    for batch in rows.chunks(512) {
+        store.commit(batch)?;
+    }
+    // As after kill -9: with a log to read.
+    let killed = dir.with_extension("killed");
+    std::fs::create_dir_all(&killed)?;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), killed.join(entry.file_name()))?;
+    }
+    store.close()?;
+    for (name, dir) in [("after a clean end", dir), ("after kill -9", &killed)] {
+        let begun = Instant::now();
+        let mut store = EmbeddedStore::open(dir, StoreOptions::default())?;
+        let opened = begun.elapsed();
+        let mut rows = 0_usize;
+        store.load(&mut |_, data| rows += usize::from(data.len() == ROW))?;
+        let size = store.size() >> 20;
+        println!(
+            "restart {name}: open {:.0} ms, with load of {rows} rows {:.0} ms, {size} MiB",
+            ms(opened),
+            ms(begun.elapsed())
+        );
+    }
+    Ok(())
+}
+
+fn percentiles(rounds: usize, mut once: impl FnMut() -> Result<()>) -> Result<(Duration, Duration)> {
+    let mut times = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
+        let begun = Instant::now();
+        once()?;
+        times.push(begun.elapsed());
+    }
+    times.sort_unstable();
+    let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
+    Ok((at(50), at(99)))
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1_000.0
+}

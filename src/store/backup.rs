@@ -1,0 +1,94 @@
+//! A copy of a store, made while it is in use.
+//!
+//! Rows are copied in the order of their keys, a slice at a time. Between slices the store goes on; what a
+//! batch changes behind the place reached is changed in the copy too, what it changes ahead of it will be
+//! copied as it is then. So the copy is at every moment equal to the store up to the place reached, and in
+//! the end equal as a whole. Every row's checksum is verified on the way, and the copy is free of holes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::embedded::{self, EmbeddedStore, StoreOptions};
+use super::{Store, StoreError};
+use crate::row::{RowChange, RowKey};
+
+/// Rows in a slice: the time in which nothing else is stored, a few milliseconds.
+const SLICE: usize = 500;
+
+#[derive(Debug)]
+pub(super) struct Backup {
+    into: PathBuf,
+    partial: PathBuf,
+    copy: Option<EmbeddedStore>,
+    reached: Option<RowKey>,
+}
+
+impl Backup {
+    pub(super) fn begin(into: PathBuf) -> Result<Self, StoreError> {
+        let refuse = |why: &str| StoreError::Unwritable { dir: into.clone(), why: why.to_owned() };
+        if into.exists() {
+            return Err(refuse("it is there already; a backup goes into a directory of its own"));
+        }
+        let Some(name) = into.file_name() else { return Err(refuse("it has no name")) };
+        let mut partial_name = name.to_owned();
+        partial_name.push(".partial");
+        let partial = into.with_file_name(partial_name);
+        // Left by a process that ended in the middle of the same backup.
+        if partial.exists() {
+            fs::remove_dir_all(&partial).map_err(|error| embedded::opening(&partial, &error))?;
+        }
+        let mut copy = EmbeddedStore::open(&partial, StoreOptions::default())?;
+        copy.load(&mut |_, _| {})?;
+        Ok(Self { into, partial, copy: Some(copy), reached: None })
+    }
+
+    /// Copies the next slice. True when it was the last.
+    pub(super) fn step(&mut self, from: &mut dyn Store) -> Result<bool, StoreError> {
+        let rows = from.scan(self.reached, SLICE)?;
+        let last = rows.len() < SLICE;
+        if let Some((key, _)) = rows.last() {
+            self.reached = Some(*key);
+        }
+        let batch: Vec<_> = rows.into_iter().map(|(key, data)| RowChange::Put(key, data)).collect();
+        self.commit(&batch)?;
+        Ok(last)
+    }
+
+    /// The store has stored `batch`.
+    pub(super) fn follow(&mut self, batch: &[RowChange]) -> Result<(), StoreError> {
+        let Some(reached) = self.reached.map(|key| key.parts()) else { return Ok(()) };
+        let behind = |change: &&RowChange| {
+            let (RowChange::Put(key, _) | RowChange::Delete(key)) = change;
+            key.parts() <= reached
+        };
+        let batch: Vec<_> = batch.iter().filter(behind).cloned().collect();
+        self.commit(&batch)
+    }
+
+    /// Closes the copy and gives it its name. The number of rows in it.
+    pub(super) fn finish(mut self) -> Result<u64, StoreError> {
+        let Some(copy) = self.copy.take() else { return Ok(0) };
+        let rows = copy.rows();
+        copy.close()?;
+        fs::rename(&self.partial, &self.into).map_err(|error| embedded::opening(&self.into, &error))?;
+        let parent = self.into.parent().filter(|parent| !parent.as_os_str().is_empty());
+        embedded::sync_dir(parent.unwrap_or(Path::new(".")))
+            .map_err(|error| embedded::opening(&self.into, &error))?;
+        Ok(rows)
+    }
+
+    fn commit(&mut self, batch: &[RowChange]) -> Result<(), StoreError> {
+        match &mut self.copy {
+            Some(copy) if !batch.is_empty() => copy.commit(batch),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Backup {
+    fn drop(&mut self) {
+        // Not finished: half a copy must not be taken for one. After `finish` it is no longer there.
+        self.copy.take();
+        fs::remove_dir_all(&self.partial).ok();
+    }
+}

@@ -1,0 +1,244 @@
+//! The store's own thread, and the way to it.
+//!
+//! One channel in, one out, so the engine waits for one thing:
+//!
+//! ```text
+//! store(batch) ─┐                                       ┌─▶ Stored: acknowledge
+//! read(keys) ───┼─▶ thread: one at a time, in order ──▶ ┼─▶ Full: keep the batch, refuse, store it again later
+//! backup(path) ─┘   quiet for a moment: idle()          └─▶ Read
+//! ```
+//!
+//! Any other failure ends the thread, and [`Committer::done`] says why.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::backup::Backup;
+use super::{Store, StoreError};
+use crate::row::{RowChange, RowKey};
+
+/// Nothing asked for so long is a quiet moment. Longer than the gap between two batches under load, short
+/// enough that gaps in traffic are found.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// The way to the store's thread.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    requests: Option<Sender<Request>>,
+    done: mpsc::UnboundedReceiver<Result<Done, StoreError>>,
+    size: Arc<AtomicU64>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// Something asked of the store has ended.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// The batch is stored; its emptied buffer, to be used again.
+    Stored(Vec<RowChange>),
+    /// No room: nothing of the batch is stored. Here it is back; hand it over again, as it is or with more
+    /// behind it, when some time has passed. Until then nothing that waits for it may leave.
+    Full {
+        /// As handed over.
+        batch: Vec<RowChange>,
+        /// For whoever is refused meanwhile.
+        reason: StoreError,
+    },
+    /// Rows read back, in the order of `keys`. The store goes on after an error: it concerns these rows.
+    Read {
+        /// As asked.
+        keys: Vec<RowKey>,
+        /// None where there is no such row.
+        rows: Result<Vec<Option<Bytes>>, StoreError>,
+    },
+}
+
+enum Request {
+    Commit(Vec<RowChange>),
+    Read(Vec<RowKey>),
+    Backup { into: PathBuf, reply: oneshot::Sender<Result<u64, StoreError>> },
+}
+
+impl Committer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the operating system refuses one.
+    pub(crate) fn start(store: Box<dyn Store>) -> std::io::Result<Self> {
+        let (requests, inbox) = channel();
+        let (outbox, done) = mpsc::unbounded_channel();
+        let size = Arc::new(AtomicU64::new(store.size()));
+        let keeper = Keeper { store, inbox, outbox, size: Arc::clone(&size), backup: None };
+        let thread = thread::Builder::new().name("crewcall-store".to_owned()).spawn(|| keeper.run())?;
+        Ok(Self { requests: Some(requests), done, size, thread: Some(thread) })
+    }
+
+    /// Hands over a batch. Its end must be awaited before the next one.
+    pub(crate) fn store(&self, batch: Vec<RowChange>) {
+        self.ask(Request::Commit(batch));
+    }
+
+    /// Asks for rows. A row is found only once the batch that puts it is stored.
+    pub(crate) fn read(&self, keys: Vec<RowKey>) {
+        self.ask(Request::Read(keys));
+    }
+
+    /// Writes a copy of everything stored into the new data directory `into`, while the store goes on. The
+    /// copy is the store as it is when this ends; the answer is the number of rows in it. One at a time.
+    pub(crate) fn backup(&self, into: PathBuf) -> oneshot::Receiver<Result<u64, StoreError>> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Backup { into, reply });
+        answer
+    }
+
+    /// Bytes of disk in use, as of the last batch or quiet moment.
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// The next end of something asked for. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the store has failed: nothing more will be stored or read.
+    pub(crate) async fn done(&mut self) -> Result<Done, StoreError> {
+        self.done.recv().await.unwrap_or_else(|| Err(StoreError::Fatal("its thread has ended".to_owned())))
+    }
+
+    fn ask(&self, request: Request) {
+        if let Some(requests) = &self.requests {
+            // A thread that has ended has said why through `done`.
+            requests.send(request).ok();
+        }
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        // Ends the thread after what it was asked, so that a store closes in order.
+        self.requests.take();
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+/// What runs on the thread.
+struct Keeper {
+    store: Box<dyn Store>,
+    inbox: Receiver<Request>,
+    outbox: mpsc::UnboundedSender<Result<Done, StoreError>>,
+    size: Arc<AtomicU64>,
+    backup: Option<(Backup, oneshot::Sender<Result<u64, StoreError>>)>,
+}
+
+/// Nobody is left to work for.
+struct Gone;
+
+impl Keeper {
+    fn run(mut self) {
+        while let Ok(request) = self.next() {
+            let served = match request {
+                Request::Commit(batch) => self.commit(batch),
+                Request::Read(keys) => {
+                    let rows = self.store.read(&keys);
+                    self.tell(Ok(Done::Read { keys, rows }))
+                }
+                Request::Backup { into, reply } => {
+                    self.begin_backup(into, reply);
+                    Ok(())
+                }
+            };
+            // Under load there is no quiet moment: a backup moves on a little with each request.
+            if served.is_err() {
+                return;
+            }
+            self.continue_backup();
+        }
+    }
+
+    /// Waits for something to do, and uses the time.
+    fn next(&mut self) -> Result<Request, Gone> {
+        while self.backup.is_some() {
+            match self.inbox.try_recv() {
+                Ok(request) => return Ok(request),
+                Err(TryRecvError::Disconnected) => return Err(Gone),
+                Err(TryRecvError::Empty) => self.continue_backup(),
+            }
+        }
+        match self.inbox.recv_timeout(QUIET) {
+            Ok(request) => return Ok(request),
+            Err(RecvTimeoutError::Disconnected) => return Err(Gone),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Err(failed) = self.store.idle() {
+            self.tell(Err(failed))?;
+            return Err(Gone);
+        }
+        self.measure();
+        self.inbox.recv().map_err(|_| Gone)
+    }
+
+    fn commit(&mut self, mut batch: Vec<RowChange>) -> Result<(), Gone> {
+        match self.store.commit(&batch) {
+            Ok(()) => {
+                self.follow_with_backup(&batch);
+                batch.clear();
+                self.measure();
+                self.tell(Ok(Done::Stored(batch)))
+            }
+            Err(reason @ StoreError::Full(_)) => self.tell(Ok(Done::Full { batch, reason })),
+            Err(failed) => {
+                self.tell(Err(failed))?;
+                Err(Gone)
+            }
+        }
+    }
+
+    fn begin_backup(&mut self, into: PathBuf, reply: oneshot::Sender<Result<u64, StoreError>>) {
+        let begun = match &self.backup {
+            Some(_) => Err(StoreError::InUse(into)),
+            None => Backup::begin(into),
+        };
+        match begun {
+            Ok(backup) => self.backup = Some((backup, reply)),
+            // The asker may have gone.
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn follow_with_backup(&mut self, batch: &[RowChange]) {
+        if let Some((mut backup, reply)) = self.backup.take() {
+            match backup.follow(batch) {
+                Ok(()) => self.backup = Some((backup, reply)),
+                Err(error) => drop(reply.send(Err(error))),
+            }
+        }
+    }
+
+    fn continue_backup(&mut self) {
+        let Some((mut backup, reply)) = self.backup.take() else { return };
+        // Dropping it removes what was written.
+        if reply.is_closed() {
+            return;
+        }
+        match backup.step(&mut *self.store) {
+            Ok(false) => self.backup = Some((backup, reply)),
+            Ok(true) => drop(reply.send(backup.finish())),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn measure(&self) {
+        self.size.store(self.store.size(), Ordering::Relaxed);
+    }
+
+    fn tell(&self, done: Result<Done, StoreError>) -> Result<(), Gone> {
+        self.outbox.send(done).map_err(|_| Gone)
+    }
+}

@@ -1,0 +1,672 @@
+//! The durable store of one machine: SQLite in the data directory.
+//!
+//! ```text
+//! crewcall.db       tables (format.rs)          written at checkpoints only
+//! crewcall.db-wal   SQLite's log (log.rs)       appended and synced with each batch
+//! crewcall.head     the last batch (head.rs)    written after each batch, synced before checkpoints
+//! ```
+//!
+//! # What it survives
+//! The death of the process at any moment, and a power cut if the disk keeps what it said it had synced:
+//! every batch whose commit returned is there, each is there whole or not at all.
+//!
+//! # What it notices
+//! Instead of opening a shorter history it refuses, when
+//! - a row does not match its checksum, or rows that are loaded at start are missing, too many or exchanged
+//!   (each kind's count and sum of digests are stored with each batch);
+//! - the log is damaged before its last transactions: what follows a damaged one proves that it was synced;
+//! - fewer batches are there than `crewcall.head` has seen: the log is gone, cut or damaged at its end, or
+//!   `crewcall.db` was replaced by an older copy;
+//! - one of the three files is missing, or belongs to another store.
+//!
+//! # What it does not notice
+//! - After a power cut, damage to the end of the log that happens to look like the trace of the power cut,
+//!   as far as `crewcall.head` had not been synced: at most what was stored since the last quiet moment or
+//!   checkpoint if the log was cut off, the last two transactions if bits changed. After the mere death of
+//!   the process there is no such gap.
+//! - All three files replaced by older copies of themselves: that is what restoring a backup is.
+//! - Rows that are not loaded at start, before they are read: [`doctor`](super::doctor) reads everything.
+//! - A page of SQLite's list of free pages that points to a page in use: `doctor` finds it.
+//!
+//! # Settings, and why
+//! - `journal_mode=WAL`, `synchronous=FULL`: one sequential write and one fsync for each batch; with `NORMAL`
+//!   a power cut would lose acknowledged batches (<https://sqlite.org/pragma.html#pragma_synchronous>).
+//!   `fullfsync`: on macOS fsync does not reach the disk otherwise.
+//! - `locking_mode=EXCLUSIVE`: no shared memory, no lock traffic, and no second writer; one writing
+//!   connection is also what the WAL-reset bug of SQLite before 3.51.3 needed two of.
+//! - `wal_autocheckpoint=0`: a checkpoint inside a commit is its p99. They are made in quiet moments, or
+//!   before a commit once the log has [`StoreOptions::checkpoint_bytes`]. The log keeps its length: writing
+//!   over allocated blocks syncs faster than growing. None when closing, either: so the log is always there,
+//!   and its absence means something.
+//! - `cell_size_check`: damaged pages are found before they are followed
+//!   (<https://sqlite.org/pragma.html#pragma_cell_size_check>). `mmap_size=0`: an I/O error is an error, not a
+//!   SIGBUS, and stray writes cannot reach the file. `trusted_schema=OFF`: the file is data, not code.
+//! - Pages of 8 KiB: in a `WITHOUT ROWID` table a quarter of a page stays in its leaf, so a payload of 1 KiB
+//!   needs no overflow page of its own.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params};
+
+use super::{Store, StoreError};
+use crate::row::{RowChange, RowKey};
+use format::{State, Totals};
+use head::{Found, Head, HeadFile};
+
+pub(super) mod format;
+pub(super) mod head;
+pub(super) mod log;
+
+const PAGE: u64 = 8192;
+/// A log shorter than this is not worth two syncs in a quiet moment: it is read back in milliseconds.
+const WORTH_A_CHECKPOINT: u64 = 256 * 1024 / PAGE;
+
+/// What may be chosen about an [`EmbeddedStore`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// A log that has grown to this many bytes is written into the tables also when there is no quiet moment.
+    /// More makes the stall rarer and longer, and the start after a crash slower. Default 16 MiB.
+    pub checkpoint_bytes: u64,
+    /// Memory for pages, in bytes. Default 16 MiB.
+    pub cache_bytes: u64,
+    /// Most bytes that the tables may take; at it batches are refused with [`StoreError::Full`] until rows
+    /// are deleted. The log comes on top. Default none.
+    pub max_bytes: Option<u64>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { checkpoint_bytes: 16 << 20, cache_bytes: 16 << 20, max_bytes: None }
+    }
+}
+
+/// SQLite in a data directory. See the [module](self) for what it survives and what it notices.
+#[derive(Debug)]
+pub struct EmbeddedStore {
+    dir: PathBuf,
+    connection: Connection,
+    head: HeadFile,
+    state: State,
+    /// Pages in the log that the tables do not have yet; told by SQLite with each commit.
+    log_pages: Arc<AtomicU64>,
+    /// The next checkpoint that is made without a quiet moment.
+    checkpoint_at: u64,
+    checkpoint_pages: u64,
+    /// What was found at the start has been made durable.
+    settled: bool,
+    /// Why nothing more can be done.
+    failed: Option<StoreError>,
+}
+
+impl EmbeddedStore {
+    /// Opens the store in `dir`, creating directory and files that nobody else may read where there are none.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`], [`Unwritable`](StoreError::Unwritable), [`DiskFull`](StoreError::DiskFull),
+    /// [`NewerFormat`](StoreError::NewerFormat) and [`Corrupt`](StoreError::Corrupt), as they say. Nothing was
+    /// changed then, except that an unfinished creation may have left files without content.
+    pub fn open(dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        create_dir(dir).map_err(|error| opening(dir, &error))?;
+        let head = HeadFile::lock(dir).map_err(|error| opening(dir, &error))?;
+        let Some(mut head) = head else { return Err(StoreError::InUse(dir.to_owned())) };
+        let seen = match head.read().map_err(|error| opening(dir, &error))? {
+            Found::Head(seen) => Some(seen),
+            Found::Nothing => None,
+            Found::Damaged => {
+                return Err(corrupt("neither of its two entries can be read", head::FILE));
+            }
+            Found::Newer(found) => {
+                return Err(StoreError::NewerFormat { dir: dir.to_owned(), found, known: format::FORMAT });
+            }
+        };
+        check_files(dir, seen)?;
+        if seen.is_none() {
+            create_files(dir)?;
+        }
+        let (mut connection, state) = open_tables(dir, &options)?;
+        check_state(&state, seen)?;
+        if seen.is_none() {
+            let first = Head { store: state.store, batch: state.batch };
+            head.create(first).and_then(|()| sync_dir(dir)).map_err(|error| opening(dir, &error))?;
+        }
+        let log_pages = Arc::new(AtomicU64::new(0));
+        let told = Arc::clone(&log_pages);
+        count_log_pages(&mut connection, told).map_err(|error| opening_tables(dir, &error))?;
+        let checkpoint_pages = (options.checkpoint_bytes / PAGE).max(1);
+        Ok(Self {
+            dir: dir.to_owned(),
+            connection,
+            head,
+            state,
+            log_pages,
+            checkpoint_at: checkpoint_pages,
+            checkpoint_pages,
+            settled: false,
+            failed: None,
+        })
+    }
+
+    /// How many rows are stored.
+    pub fn rows(&self) -> u64 {
+        self.state.totals.all().map(|total| total.rows).sum()
+    }
+
+    /// How many batches were stored in the store's life. Each start is one more.
+    pub fn batch(&self) -> u64 {
+        self.state.batch
+    }
+
+    /// Writes the log into the tables and closes. Dropping does the same and can only log what goes wrong;
+    /// nothing acknowledged depends on it.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn close(mut self) -> Result<(), StoreError> {
+        self.wind_up()
+    }
+
+    fn wind_up(&mut self) -> Result<(), StoreError> {
+        if self.failed.is_none() {
+            self.checkpoint()?;
+            // Once: what follows is `drop`.
+            self.failed = Some(StoreError::Fatal("it is closed".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn alive(&self) -> Result<(), StoreError> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// From here on nothing is stored any more: after a failed fsync nobody knows what the disk has.
+    fn fail(&mut self, error: StoreError) -> StoreError {
+        self.failed = Some(error.clone());
+        error
+    }
+
+    /// Makes what was found at the start durable. A process that died may have written a batch without having
+    /// synced it, or its sync may have failed: the kernel's copy is then all there is, and marked clean. So
+    /// everything in the log is written anew, into the tables, before anyone is told of it. It also shows
+    /// that there is room.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        if self.settled {
+            return Ok(());
+        }
+        let full = || StoreError::DiskFull(self.dir.clone());
+        match transact(&mut self.connection, &self.state, &[]) {
+            Ok(state) => self.state = state,
+            Err(error) if is_full(&error) => return Err(full()),
+            Err(error) => {
+                let error = opening_tables(&self.dir, &error);
+                return Err(self.fail(error));
+            }
+        }
+        self.witness()?;
+        if !self.checkpoint()? {
+            return Err(StoreError::DiskFull(self.dir.clone()));
+        }
+        self.settled = true;
+        Ok(())
+    }
+
+    /// Writes the log into the tables. False if there is no room for that.
+    fn checkpoint(&mut self) -> Result<bool, StoreError> {
+        // First: should a torn log be all that is left after a power cut, this tells what it lacks.
+        self.head.sync().map_err(|error| self.fail(running(head::FILE, &error)))?;
+        let pages = self.log_pages.load(Ordering::Relaxed);
+        if pages == 0 {
+            return Ok(true);
+        }
+        let whole = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+            let (busy, log, done): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(busy == 0 && log == done)
+        });
+        match whole {
+            Ok(true) => {
+                self.log_pages.store(0, Ordering::Relaxed);
+                self.checkpoint_at = self.checkpoint_pages;
+                Ok(true)
+            }
+            Err(error) if !is_full(&error) => Err(self.fail(failure(&error))),
+            // The log can grow meanwhile.
+            _ => {
+                self.checkpoint_at = pages + self.checkpoint_pages;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Tells `crewcall.head` of the last batch.
+    fn witness(&mut self) -> Result<(), StoreError> {
+        match self.head.write(Head { store: self.state.store, batch: self.state.batch }) {
+            // On a file system that never writes in place. The witness then knows less; what it says is true.
+            Err(error) if no_room(&error) => Ok(()),
+            Err(error) => Err(self.fail(running(head::FILE, &error))),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Cuts off what a batch that had no room left behind the last whole one in the log: frames that look
+    /// like acknowledged ones to `log.rs` once something was written over their beginning.
+    fn trim_log(&mut self) -> Result<(), StoreError> {
+        let pages = self.connection.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get::<_, i64>(1));
+        let pages = pages.map_err(|error| self.fail(failure(&error)))?;
+        let length = match u64::try_from(pages) {
+            Ok(0) | Err(_) => 0,
+            Ok(pages) => log::HEADER + pages * (log::FRAME_HEADER + PAGE),
+        };
+        let trimmed = OpenOptions::new()
+            .write(true)
+            .open(self.dir.join(log::FILE))
+            .and_then(|log| if log.metadata()?.len() > length { log.set_len(length) } else { Ok(()) });
+        trimmed.map_err(|error| self.fail(running(log::FILE, &error)))
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn describe(&self) -> String {
+        format!("embedded ({}, SQLite {})", self.dir.display(), rusqlite::version())
+    }
+
+    fn load(&mut self, take: &mut dyn FnMut(RowKey, Bytes)) -> Result<(), StoreError> {
+        self.alive()?;
+        let mut found = Totals::default();
+        let mut statement = self
+            .connection
+            .prepare("SELECT kind, id, crc, data FROM rows WHERE kind < ?1")
+            .map_err(|error| failure(&error))?;
+        let mut rows = statement.query([RowKey::READ_WHEN_WANTED]).map_err(|error| failure(&error))?;
+        while let Some(row) = rows.next().map_err(|error| failure(&error))? {
+            let row = format::stored(row).map_err(|error| failure(&error))?;
+            let row = row.map_err(|bad| corrupt(bad.problem, bad))?;
+            found.add(row.kind, row.crc);
+            take(row.key, row.data);
+        }
+        drop(rows);
+        drop(statement);
+        for kind in 0..RowKey::READ_WHEN_WANTED {
+            let (found, stored) = (found.get(kind), self.state.totals.get(kind));
+            if found != stored {
+                let what = format!(
+                    "{} rows of kind {kind} were stored, {} of them are found",
+                    stored.rows, found.rows
+                );
+                let what = if found.rows == stored.rows {
+                    format!("rows of kind {kind} were exchanged")
+                } else {
+                    what
+                };
+                return Err(corrupt(what, format::FILE));
+            }
+        }
+        self.settle()
+    }
+
+    fn read(&mut self, keys: &[RowKey]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        self.alive()?;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT kind, id, crc, data FROM rows WHERE kind = ?1 AND id = ?2")
+            .map_err(|error| failure(&error))?;
+        let read = |key: &RowKey| {
+            let row = statement.query_row(key.parts(), format::stored).optional();
+            match row.map_err(|error| failure(&error))? {
+                Some(Ok(row)) if row.key == *key => Ok(Some(row.data)),
+                Some(Ok(row)) => {
+                    Err(corrupt(format!("{:?} lies under the key of {key:?}", row.key), format::FILE))
+                }
+                Some(Err(bad)) => Err(corrupt(bad.problem, bad)),
+                None => Ok(None),
+            }
+        };
+        keys.iter().map(read).collect()
+    }
+
+    fn scan(&mut self, after: Option<RowKey>, most: usize) -> Result<Vec<(RowKey, Bytes)>, StoreError> {
+        self.alive()?;
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT kind, id, crc, data FROM rows WHERE (kind, id) > (?1, ?2) ORDER BY kind, id LIMIT ?3",
+            )
+            .map_err(|error| failure(&error))?;
+        // An empty id comes before every other of its kind.
+        let (kind, id) = after.map_or((0, Vec::new()), |key| (key.parts().0, key.parts().1.to_vec()));
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![kind, id, most], format::stored);
+        rows.map_err(|error| failure(&error))?
+            .map(|row| match row.map_err(|error| failure(&error))? {
+                Ok(row) => Ok((row.key, row.data)),
+                Err(bad) => Err(corrupt(bad.problem, bad)),
+            })
+            .collect()
+    }
+
+    fn commit(&mut self, batch: &[RowChange]) -> Result<(), StoreError> {
+        self.alive()?;
+        self.settle()?;
+        if self.log_pages.load(Ordering::Relaxed) >= self.checkpoint_at {
+            self.checkpoint()?;
+        }
+        let mut stored = transact(&mut self.connection, &self.state, batch);
+        // Once the tables have what the log holds, the batch can be written over it.
+        if stored.as_ref().is_err_and(is_full) && self.checkpoint()? {
+            stored = transact(&mut self.connection, &self.state, batch);
+        }
+        match stored {
+            Ok(state) => {
+                self.state = state;
+                self.witness()
+            }
+            Err(error) if is_full(&error) => {
+                self.trim_log()?;
+                Err(StoreError::Full(error.to_string()))
+            }
+            Err(error) => Err(self.fail(failure(&error))),
+        }
+    }
+
+    fn idle(&mut self) -> Result<(), StoreError> {
+        self.alive()?;
+        if self.log_pages.load(Ordering::Relaxed) >= WORTH_A_CHECKPOINT {
+            self.checkpoint()?;
+        }
+        self.head.sync().map_err(|error| self.fail(running(head::FILE, &error)))
+    }
+
+    fn size(&self) -> u64 {
+        let length = |file| fs::metadata(self.dir.join(file)).map_or(0, |found: fs::Metadata| found.len());
+        [format::FILE, log::FILE, head::FILE].into_iter().map(length).sum()
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        if let Err(error) = self.wind_up() {
+            tracing::warn!(%error, "the store was closed without a checkpoint; the next start makes it");
+        }
+    }
+}
+
+/// One batch in one transaction; the state after it.
+fn transact(connection: &mut Connection, state: &State, batch: &[RowChange]) -> rusqlite::Result<State> {
+    let mut state = state.clone();
+    state.batch += 1;
+    let transaction = connection.transaction()?;
+    {
+        let mut find = transaction.prepare_cached("SELECT crc FROM rows WHERE kind = ?1 AND id = ?2")?;
+        let mut put =
+            transaction.prepare_cached("REPLACE INTO rows (kind, id, crc, data) VALUES (?1, ?2, ?3, ?4)")?;
+        let mut delete =
+            transaction.prepare_cached("DELETE FROM rows WHERE kind = ?1 AND id = ?2 RETURNING crc")?;
+        for change in batch {
+            match change {
+                RowChange::Put(key, data) => {
+                    let (kind, id) = key.parts();
+                    let before: Option<u32> =
+                        find.query_row(params![kind, id], |row| row.get(0)).optional()?;
+                    if let Some(crc) = before {
+                        state.totals.remove(kind, crc);
+                    }
+                    let crc = format::row_crc(kind, &id, data);
+                    put.execute(params![kind, id, crc, &data[..]])?;
+                    state.totals.add(kind, crc);
+                }
+                RowChange::Delete(key) => {
+                    let (kind, id) = key.parts();
+                    let before: Option<u32> =
+                        delete.query_row(params![kind, id], |row| row.get(0)).optional()?;
+                    if let Some(crc) = before {
+                        state.totals.remove(kind, crc);
+                    }
+                }
+            }
+        }
+    }
+    state.save(&transaction)?;
+    transaction.commit()?;
+    Ok(state)
+}
+
+/// The three files are there together, or not at all, and the log is whole as far as it was acknowledged.
+fn check_files(dir: &Path, seen: Option<Head>) -> Result<(), StoreError> {
+    let log = log::inspect(dir).map_err(|error| opening(dir, &error))?;
+    if let Some(state) = log
+        && state.acknowledged_beyond > 0
+    {
+        let what = format!(
+            "frame {} is damaged, and at least {} stored batches follow it",
+            state.good + 1,
+            state.acknowledged_beyond
+        );
+        return Err(corrupt(what, log::FILE));
+    }
+    let Some(seen) = seen else { return Ok(()) };
+    if !dir.join(format::FILE).exists() {
+        return Err(corrupt(format!("it is missing, with the {} batches it had", seen.batch), format::FILE));
+    }
+    if log.is_none() {
+        return Err(corrupt("it is missing, with what was stored last", log::FILE));
+    }
+    Ok(())
+}
+
+/// Empty tables under another name, renamed when they are on the disk: a creation that is cut short is begun
+/// again. Does nothing where there are tables.
+fn create_files(dir: &Path) -> Result<(), StoreError> {
+    let (tables, new) = (dir.join(format::FILE), dir.join("crewcall.db.new"));
+    if !tables.exists() {
+        for leftover in ["crewcall.db.new", "crewcall.db.new-wal", "crewcall.db.new-journal"] {
+            fs::remove_file(dir.join(leftover)).ok();
+        }
+        let opened = private().write(true).create(true).truncate(true).open(&new);
+        let file = opened.map_err(|error| opening(dir, &error))?;
+        create_tables(&new).map_err(|error| opening_tables(dir, &error))?;
+        let renamed = file.sync_all().and_then(|()| fs::rename(&new, &tables));
+        renamed.map_err(|error| opening(dir, &error))?;
+    }
+    // SQLite would make it too, but with its name on the disk only after the first batch.
+    let log = private().write(true).create(true).truncate(false).open(dir.join(log::FILE));
+    log.and_then(|_| sync_dir(dir)).map_err(|error| opening(dir, &error))
+}
+
+fn create_tables(path: &Path) -> rusqlite::Result<()> {
+    let mut connection = Connection::open_with_flags(path, FLAGS)?;
+    connection.pragma_update(None, "page_size", PAGE as i64)?;
+    let transaction = connection.transaction()?;
+    transaction.pragma_update(None, "application_id", format::APPLICATION)?;
+    transaction.pragma_update(None, "user_version", format::FORMAT)?;
+    for statement in format::SCHEMA {
+        transaction.execute_batch(statement)?;
+    }
+    State { store: *uuid::Uuid::new_v4().as_bytes(), ..State::default() }.save(&transaction)?;
+    transaction.commit()?;
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))
+}
+
+const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
+
+fn open_tables(dir: &Path, options: &StoreOptions) -> Result<(Connection, State), StoreError> {
+    let failed = |error: rusqlite::Error| opening_tables(dir, &error);
+    let mut connection = Connection::open_with_flags(dir.join(format::FILE), FLAGS).map_err(failed)?;
+    lock(&connection).map_err(failed)?;
+    let found = identify(&connection).map_err(failed)?;
+    check_identity(dir, &found)?;
+    configure(&connection, options).map_err(failed)?;
+    format::upgrade(&mut connection, found.format).map_err(failed)?;
+    let state = State::read(&connection).map_err(failed)?;
+    let state = state.ok_or_else(|| corrupt("its state cannot be read", format::FILE))?;
+    Ok((connection, state))
+}
+
+/// Takes SQLite's own lock too, against its tools, and keeps it.
+pub(super) fn lock(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(std::time::Duration::ZERO)?;
+    connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "trusted_schema", false)
+}
+
+fn configure(connection: &Connection, options: &StoreOptions) -> rusqlite::Result<()> {
+    let kib = |bytes: u64| i64::try_from(bytes / 1024).unwrap_or(i64::MAX);
+    // Stands in the file already; whoever changed it with another tool is put right.
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "fullfsync", true)?;
+    connection.pragma_update(None, "checkpoint_fullfsync", true)?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
+    let limit = i64::try_from(options.checkpoint_bytes).unwrap_or(i64::MAX);
+    connection.pragma_update_and_check(None, "journal_size_limit", limit, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "mmap_size", 0, |_| Ok(()))?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "cache_size", -kib(options.cache_bytes).max(64))?;
+    if let Some(most) = options.max_bytes {
+        let pages = i64::try_from(most / PAGE).unwrap_or(i64::MAX).clamp(1, 0xffff_fffe);
+        connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
+    }
+    Ok(())
+}
+
+fn count_log_pages(connection: &mut Connection, told: Arc<AtomicU64>) -> rusqlite::Result<()> {
+    connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages| {
+        told.store(u64::try_from(pages).unwrap_or(0), Ordering::Relaxed);
+        Ok(())
+    }))
+}
+
+/// Whose file it is.
+pub(super) struct Identity {
+    pub(super) application: u32,
+    pub(super) format: u32,
+    pub(super) schema: Vec<String>,
+}
+
+pub(super) fn identify(connection: &Connection) -> rusqlite::Result<Identity> {
+    let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let mut schema = connection.prepare("SELECT sql FROM sqlite_schema ORDER BY rowid")?;
+    let schema = schema.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(Identity {
+        application: number("application_id")?.cast_unsigned(),
+        format: number("user_version")?.cast_unsigned(),
+        schema,
+    })
+}
+
+pub(super) fn check_identity(dir: &Path, found: &Identity) -> Result<(), StoreError> {
+    if found.application != format::APPLICATION {
+        return Err(corrupt("it is an SQLite file, but not crewcall's", format::FILE));
+    }
+    if found.format > format::FORMAT {
+        let (found, known) = (found.format, format::FORMAT);
+        return Err(StoreError::NewerFormat { dir: dir.to_owned(), found, known });
+    }
+    if found.format == 0 || found.format == format::FORMAT && found.schema != format::SCHEMA {
+        return Err(corrupt("its tables are not those of its format", format::FILE));
+    }
+    Ok(())
+}
+
+fn check_state(state: &State, seen: Option<Head>) -> Result<(), StoreError> {
+    match seen {
+        None if state.batch > 0 => Err(corrupt(
+            format!("it is missing or empty, but {} batches were stored", state.batch),
+            head::FILE,
+        )),
+        Some(seen) if seen.store != state.store => {
+            Err(corrupt("it belongs to another store than crewcall.db", head::FILE))
+        }
+        Some(seen) if seen.batch > state.batch => Err(corrupt(
+            format!("{} batches were stored, only {} are found", seen.batch, state.batch),
+            format_args!("{} and {}", format::FILE, log::FILE),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn corrupt(what: impl Into<String>, place: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt { what: what.into(), place: place.to_string() }
+}
+
+/// Files that nobody else may read: payloads are whatever callers send.
+fn private() -> OpenOptions {
+    #[allow(unused_mut)]
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+fn create_dir(dir: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir)
+}
+
+/// Makes the names in `dir` durable. Windows has no such thing to ask for.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
+fn no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// What an error of the operating system means while opening.
+pub(super) fn opening(dir: &Path, error: &io::Error) -> StoreError {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        _ if no_room(error) => StoreError::DiskFull(dir.to_owned()),
+        Kind::PermissionDenied
+        | Kind::ReadOnlyFilesystem
+        | Kind::NotADirectory
+        | Kind::IsADirectory
+        | Kind::AlreadyExists
+        | Kind::NotFound
+        | Kind::InvalidInput => StoreError::Unwritable { dir: dir.to_owned(), why: error.to_string() },
+        _ => StoreError::Fatal(format!("{}: {error}", dir.display())),
+    }
+}
+
+/// What an error of SQLite means while opening.
+pub(super) fn opening_tables(dir: &Path, error: &rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::InUse(dir.to_owned()),
+        Some(ErrorCode::DiskFull) => StoreError::DiskFull(dir.to_owned()),
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+            StoreError::Unwritable { dir: dir.to_owned(), why: error.to_string() }
+        }
+        _ => failure(error),
+    }
+}
+
+/// What an error of SQLite means afterwards.
+pub(super) fn failure(error: &rusqlite::Error) -> StoreError {
+    let extended = error.sqlite_extended_error_code();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => StoreError::Full(error.to_string()),
+        // The file is shorter than its own pages say.
+        _ if extended == Some(rusqlite::ffi::SQLITE_IOERR_SHORT_READ) => {
+            corrupt("it ends before its last page", format::FILE)
+        }
+        Some(ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory) => StoreError::Fatal(error.to_string()),
+        // Statements and types are fixed: whatever else SQLite finds wrong is wrong in the file.
+        _ => corrupt(error.to_string(), format::FILE),
+    }
+}
+
+fn running(file: &str, error: &io::Error) -> StoreError {
+    StoreError::Fatal(format!("{file}: {error}"))
+}
+
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+}
