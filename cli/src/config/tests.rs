@@ -183,6 +183,18 @@ fn the_help_of_single_limits_names_their_defaults() {
 }
 
 #[test]
+fn origins_are_a_list_and_have_no_path() {
+    let allowed = |text| parse(&["--allowed-origins", text]).map(|config| config.gateway(Shutdown::new()));
+    let settings = allowed("https://ops.example, http://10.0.0.7:8080").unwrap();
+    assert_eq!(settings.allowed_origins, ["https://ops.example", "http://10.0.0.7:8080"]);
+    for wrong in ["ops.example", "https://ops.example/", "https://"] {
+        let error = allowed(wrong).unwrap_err().to_string();
+        assert!(error.contains("is not an origin such as https://ops.example:8443"), "{wrong}: {error}");
+    }
+    assert_eq!(parse(&[]).unwrap().gateway(Shutdown::new()).legacy_result_hold, Duration::from_secs(4));
+}
+
+#[test]
 fn secrets_are_never_shown() {
     let config = parse(&["--worker-key", "canary-7431"]).unwrap();
     assert!(config.worker_key.is_some());
