@@ -37,14 +37,18 @@ fn every_recorded_case_passes_but_those_that_the_docs_name() {
     assert!(silent.is_empty(), "not as the original, and docs/legacy.md does not say so: {silent:?}");
     let stale: Vec<_> =
         documented.iter().filter(|pattern| !failed.iter().any(|name| matches(pattern, name))).collect();
-    assert!(stale.is_empty(), "docs/legacy.md says that these are not as the original, but they are: {stale:?}");
+    assert!(
+        stale.is_empty(),
+        "docs/legacy.md says that these are not as the original, but they are: {stale:?}"
+    );
 }
 
 /// Level, name and line of every case that fails against a server with these arguments.
 fn failures(server: &[&str], runner: &[&str]) -> Vec<(String, String, String)> {
     let server = Server::builder().arg("--ephemeral").args(server).start();
-    let python = env::var_os("CREWCALL_TEST_PYTHON")
-        .expect("CREWCALL_TEST_PYTHON is not set: this test needs Python with requests; run it with ./test e2e");
+    let python = env::var_os("CREWCALL_TEST_PYTHON").expect(
+        "CREWCALL_TEST_PYTHON is not set: this test needs Python with requests; run it with ./test e2e",
+    );
     let output = Command::new(python)
         .arg(file("tests/e2e/legacy/replay.py"))
         .args(["--url", &server.url(), "--ui", "on", "--level", "all", "--slow"])
@@ -70,7 +74,10 @@ fn documented() -> Vec<String> {
     let text = fs::read_to_string(file("docs/legacy.md")).unwrap();
     let (_, table) = text.split_once("## Quirks that are not copied").unwrap();
     let first_columns = table.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
-    first_columns.flat_map(|column| column.split("`, `")).map(|name| name.trim_matches('`').to_owned()).collect()
+    first_columns
+        .flat_map(|column| column.split("`, `"))
+        .map(|name| name.trim_matches('`').to_owned())
+        .collect()
 }
 
 fn matches(pattern: &str, name: &str) -> bool {
