@@ -37,7 +37,7 @@ pub(crate) fn no_color() -> bool {
 /// Starts logging; to be called once.
 pub(crate) fn start(filter: &LogFilter, format: LogFormat) {
     // The HTTP libraries warn about what peers do, at the peers' pace: only when they are asked for by name.
-    let directives = format!("h2=error,hyper=error,{}", filter.0);
+    let directives = format!("h2=error,hyper=error,tokio_tungstenite=error,tungstenite=error,{}", filter.0);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::builder().parse_lossy(directives))
         .with_writer(io::stderr)

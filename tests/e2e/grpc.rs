@@ -1,6 +1,6 @@
 //! gRPC against the real binary: through the SDK, and by hand where the SDK would hide it.
 
-mod by_hand;
+pub(crate) mod by_hand;
 mod calls;
 mod drain;
 mod limits;
@@ -48,12 +48,12 @@ async fn connect(url: &str) -> Channel {
     Endpoint::from_shared(url.to_owned()).unwrap().connect().await.unwrap()
 }
 
-async fn client(server: &Server) -> Client {
+pub(crate) async fn client(server: &Server) -> Client {
     Client::connect(server.url()).await.unwrap()
 }
 
 /// A worker that serves `add`.
-fn adder(server: &Server) -> WorkerBuilder {
+pub(crate) fn adder(server: &Server) -> WorkerBuilder {
     Worker::builder(server.url()).method("add", add)
 }
 
@@ -64,7 +64,7 @@ async fn add(_: Context, terms: Value) -> Result<i64, HandlerError> {
     }
 }
 
-async fn start(builder: WorkerBuilder) -> WorkerHandle {
+pub(crate) async fn start(builder: WorkerBuilder) -> WorkerHandle {
     let worker = builder.build().unwrap().start();
     soon(worker.wait_connected()).await.unwrap();
     worker
@@ -77,7 +77,7 @@ async fn until_begun(client: &Client, task_id: &str) {
 }
 
 /// Ends when the server shows no worker of this id.
-async fn until_gone(client: &Client, worker_id: &str) {
+pub(crate) async fn until_gone(client: &Client, worker_id: &str) {
     soon(async {
         while client.workers().await.unwrap().iter().any(|worker| worker.id == worker_id) {
             tokio::task::yield_now().await;
@@ -86,7 +86,7 @@ async fn until_gone(client: &Client, worker_id: &str) {
     .await;
 }
 
-fn refusal(error: CallError) -> Refusal {
+pub(crate) fn refusal(error: CallError) -> Refusal {
     match error {
         CallError::Refused(refusal) => refusal,
         other => panic!("not a refusal: {other:?}"),
@@ -95,20 +95,20 @@ fn refusal(error: CallError) -> Refusal {
 
 /// A handler that ends when and how the test says.
 #[derive(Debug)]
-struct Held {
+pub(crate) struct Held {
     running: mpsc::UnboundedReceiver<Run>,
 }
 
 /// One attempt of it.
 #[derive(Debug)]
-struct Run {
-    context: Context,
-    input: Value,
+pub(crate) struct Run {
+    pub(crate) context: Context,
+    pub(crate) input: Value,
     end: oneshot::Sender<Result<Value, HandlerError>>,
 }
 
 /// Adds a method that is held.
-fn hold(builder: WorkerBuilder, method: impl Into<MethodSpec>) -> (WorkerBuilder, Held) {
+pub(crate) fn hold(builder: WorkerBuilder, method: impl Into<MethodSpec>) -> (WorkerBuilder, Held) {
     let (started, running) = mpsc::unbounded_channel();
     let handler = move |context: Context, input: Value| {
         let started = started.clone();
@@ -123,23 +123,23 @@ fn hold(builder: WorkerBuilder, method: impl Into<MethodSpec>) -> (WorkerBuilder
 }
 
 impl Held {
-    async fn next(&mut self) -> Run {
+    pub(crate) async fn next(&mut self) -> Run {
         soon(self.running.recv()).await.expect("the worker has gone")
     }
 }
 
 impl Run {
-    fn succeed(self, value: impl Into<Value>) {
+    pub(crate) fn succeed(self, value: impl Into<Value>) {
         // The SDK drops a handler that was told to stop and did not.
         let _ = self.end.send(Ok(value.into()));
     }
 
-    fn fail(self, error: HandlerError) {
+    pub(crate) fn fail(self, error: HandlerError) {
         let _ = self.end.send(Err(error));
     }
 
     /// Ends when the worker tells its handler to stop; says why.
-    async fn told_to_stop(&self) -> &str {
+    pub(crate) async fn told_to_stop(&self) -> &str {
         soon(self.context.cancelled().cancelled()).await;
         self.context.cancel_reason()
     }

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use subtle::ConstantTimeEq as _;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
 
 use super::Edge;
 use super::dto::ProblemDto;
@@ -159,13 +159,11 @@ async fn session(
     inbound: &mut Inbound,
     authorized: bool,
 ) -> Result<End, End> {
-    let first = timeout(HELLO_WITHIN, inbound.next()).await.map_err(|_| {
+    let first = timeout(HELLO_WITHIN, inbound.first()).await.map_err(|_| {
         let message = format!("no message came within {HELLO_WITHIN:?}; begin with hello");
         Error::new(Reason::HelloExpected, message)
     })??;
-    let Some(Heard::Said(mut first)) = first else {
-        return Err(Error::new(Reason::HelloExpected, "the first message must hold hello").into());
-    };
+    let Some(mut first) = first else { return Ok(End::Gone) };
     let Some((hello, key)) = first.hello.take() else {
         return Err(Error::new(Reason::HelloExpected, "the first message must hold hello").into());
     };
@@ -253,6 +251,17 @@ impl Inbound {
         Ok(Some(Heard::Said(Box::new(said))))
     }
 
+    /// The first message; `None` when the worker has closed before.
+    async fn first(&mut self) -> Result<Option<Box<Said>>, End> {
+        loop {
+            match self.next().await? {
+                None => return Ok(None),
+                Some(Heard::Said(said)) => return Ok(Some(said)),
+                Some(Heard::Life) => {}
+            }
+        }
+    }
+
     fn broken(&self, error: axum::Error) -> End {
         let Ok(error) = error.into_inner().downcast::<tungstenite::Error>() else { return End::Gone };
         match *error {
@@ -264,6 +273,7 @@ impl Inbound {
             tungstenite::Error::Utf8(_) => {
                 End::Because(close_code::INVALID, Problem::invalid_json("a text message is not UTF-8"))
             }
+            tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Gone,
             tungstenite::Error::Protocol(problem) => {
                 let problem =
                     Problem::new(StatusCode::BAD_REQUEST, "websocket_protocol", problem.to_string());
