@@ -94,6 +94,8 @@ reasons! {
     NotYourLease = "not_your_lease" => Denied;
     /// The lease no longer stands.
     StaleLease = "stale_lease" => Aborted;
+    /// The caller withdrew its call, and the task goes on for others.
+    CallWithdrawn = "call_withdrawn" => Aborted;
     /// A newer stream of the same worker took over.
     SessionReplaced = "session_replaced" => Aborted;
     /// The worker was silent beyond its lease.

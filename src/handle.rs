@@ -386,16 +386,16 @@ impl Pipe {
         self.handle.limits().check_pipe_frame(calls)
     }
 
-    /// Cancels a call in flight, by its number; one that is not in flight is no error.
+    /// Withdraws a call in flight, by its number; one that is not in flight is no error. Its task is
+    /// cancelled, unless others have an interest in it: then only the call ends, refused with `call_withdrawn`.
     ///
     /// # Errors
     /// When the engine has stopped.
     pub async fn cancel(&self, number: u64) -> Result<()> {
         let id = self.calls.lock().get(&number).copied();
         let Some(id) = id else { return Ok(()) };
-        // The call itself is answered with its outcome; nobody waits for the answer to this.
-        let (reason, waiter) = ("cancelled by its caller".to_owned(), Waiter::default());
-        self.handle.send(Message::Command(Command::Cancel { id, reason, waiter })).await
+        let waiter = Waiter { conn: self.conn, tag: number };
+        self.handle.send(Message::Command(Command::Abandon { id, waiter, cancel: true })).await
     }
 
     /// Everything that has been answered, in `items`, which must be empty. See [`Outbox::poll_take`].

@@ -44,7 +44,11 @@ pub(crate) struct Config {
     #[arg(long, value_name = "KEY", env = "CREWCALL_WORKER_KEY", hide_env_values = true)]
     pub(crate) worker_key: Option<Secret>,
 
-    /// Keep everything in memory; nothing survives a restart
+    /// Directory that holds the durable tasks; it is made when it is not there. One server at a time
+    #[arg(long, value_name = "DIR", env = "CREWCALL_DATA_DIR", default_value = "crewcall-data")]
+    pub(crate) data_dir: PathBuf,
+
+    /// Keep everything in memory; nothing survives a restart, and the data directory is not touched
     #[arg(long, value_name = "BOOL", env = "CREWCALL_EPHEMERAL", default_value = "false",
           action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = BoolishValueParser::new())]

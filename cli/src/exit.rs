@@ -13,7 +13,7 @@ pub(crate) enum Exit {
     Usage = 2,
     /// The address cannot be listened on.
     Bind = 3,
-    /// The store failed or cannot be read. Nothing that was acknowledged depends on what it did not store.
+    /// The store failed while it was in use. Nothing was acknowledged that it does not hold.
     Store = 4,
     /// The task ended with an error.
     TaskFailed = 5,
@@ -29,6 +29,16 @@ pub(crate) enum Exit {
     Unavailable = 10,
     /// The wait asked for ended before the task did. The task goes on.
     WaitElapsed = 11,
+    /// Another process uses the data directory.
+    StoreInUse = 12,
+    /// The data directory cannot be made or written.
+    StoreUnwritable = 13,
+    /// The disk that holds the data directory is full.
+    StoreDiskFull = 14,
+    /// The data directory was written by a newer crewcall.
+    StoreNewer = 15,
+    /// The data directory is damaged or cut short. Nothing was served from it.
+    StoreDamaged = 16,
     /// A second signal ended the process at once (128 + SIGINT, as shells count).
     Interrupted = 130,
 }
@@ -41,7 +51,7 @@ Exit codes:
   1    failed, the message says why
   2    bad flag, argument, environment variable, configuration file or TLS file
   3    the address cannot be listened on
-  4    the store failed or cannot be read
+  4    the store failed while it was in use
   5    the task failed
   6    the task was cancelled
   7    the task expired: a deadline of it passed
@@ -49,6 +59,11 @@ Exit codes:
   9    the server refused it; repeating it as it is does not help
   10   the server cannot be reached or has no room; repeating it later may help
   11   the wait asked for ended before the task; the task goes on
+  12   another process uses the data directory
+  13   the data directory cannot be made or written
+  14   the disk that holds the data directory is full
+  15   the data directory was written by a newer crewcall
+  16   the data directory is damaged
   130  ended at once by a second signal";
 
     /// For the help of a command, whose other texts are long enough.

@@ -13,7 +13,7 @@ use crewcall::{
     listener::{self, BindError, tls},
     rpc::{self, RpcSettings},
     shutdown::{Shutdown, Signals},
-    store::{MemoryStore, Store},
+    store::{EmbeddedStore, MemoryStore, Store, StoreError, StoreOptions},
 };
 use tokio::task::{JoinError, JoinHandle};
 use tonic::service::Routes;
@@ -65,7 +65,15 @@ impl ServeError {
         match self {
             Self::Settings(_) | Self::Tls(_) => Exit::Usage,
             Self::Bind(_) => Exit::Bind,
-            Self::Engine(EngineError::Store(_) | EngineError::Row(_)) => Exit::Store,
+            Self::Engine(EngineError::Store(error)) => match error {
+                StoreError::InUse(_) => Exit::StoreInUse,
+                StoreError::Unwritable { .. } => Exit::StoreUnwritable,
+                StoreError::DiskFull(_) | StoreError::Full(_) => Exit::StoreDiskFull,
+                StoreError::NewerFormat { .. } => Exit::StoreNewer,
+                StoreError::Corrupt { .. } => Exit::StoreDamaged,
+                StoreError::Fatal(_) => Exit::Store,
+            },
+            Self::Engine(EngineError::Row(_)) => Exit::StoreDamaged,
             Self::System(_) | Self::Engine(_) | Self::Part(_) => Exit::Failure,
         }
     }
@@ -83,7 +91,11 @@ async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<Exit, S
     let listener = listener::bind(&config.listen).await?;
     let address = listener.local_addr().map_err(ServeError::System)?;
 
-    let store: Box<dyn Store> = Box::new(MemoryStore::default());
+    let store: Box<dyn Store> = if config.ephemeral {
+        Box::new(MemoryStore::default())
+    } else {
+        Box::new(EmbeddedStore::open(&config.data_dir, StoreOptions::default()).map_err(EngineError::Store)?)
+    };
     let described = store.describe();
     let (handle, engine) = engine::start(limits, store)?;
     let shutdown = Shutdown::new();

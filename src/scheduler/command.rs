@@ -45,13 +45,13 @@ pub enum Command {
         /// Who waits.
         waiter: Waiter,
     },
-    /// The waiter of a Call or Await has gone.
+    /// The waiter of a Call or Await waits no longer.
     Abandon {
         /// The task.
         id: TaskId,
         /// Who waited.
         waiter: Waiter,
-        /// Cancel the task even so if others wait for it or it is durable: the caller asked for it by name.
+        /// It did not go away but withdrew its call: it is answered, and a durable task is cancelled too.
         cancel: bool,
     },
     /// One task.

@@ -11,8 +11,8 @@ use super::{Output, Scheduler};
 use crate::clock::Timestamp;
 use crate::error::{Error, Reason, Result};
 use crate::task::{
-    Attempt, Durability, ExpiredReason, NewTask, Outcome, State, StateName, Task, TaskError, TaskId, TaskOptions,
-    check_method_name,
+    Attempt, Durability, ExpiredReason, NewTask, Outcome, State, StateName, Task, TaskError, TaskId,
+    TaskOptions, check_method_name,
 };
 
 /// Longest texts kept; longer ones are cut.
@@ -241,14 +241,31 @@ impl Scheduler {
         }
     }
 
+    /// A caller waits no longer: it went away, or (`cancel`) withdrew its call and is to be answered. The task
+    /// is cancelled with it unless somebody else has an interest: others wait, it was submitted too, or it is
+    /// durable and its caller merely went away.
     pub(super) fn abandon(&mut self, id: TaskId, waiter: Waiter, cancel: bool, out: &mut Output) {
         let Some(slot) = self.ledger.slot_of(id) else { return };
         let live = &mut self.lives[slot];
+        let waited = live.waiters.len();
         live.waiters.retain(|other| *other != waiter);
         let nobody_else = live.waiters.is_empty() && live.of_caller;
+        let waited = live.waiters.len() < waited;
         let task = self.ledger.task(slot);
-        if task.state.outcome().is_none() && (cancel || (nobody_else && !task.is_durable())) {
-            self.end(slot, Outcome::Cancelled("the caller went away".to_owned()), None, out);
+        let gated = task.is_durable();
+        if task.state.outcome().is_some() {
+            return;
+        }
+        if cancel && waited && (!nobody_else || self.check_store(gated).is_err()) {
+            let message = format!("the call was withdrawn; task {id} goes on, others have an interest in it");
+            return out.refuse(waiter, Error::new(Reason::CallWithdrawn, message));
+        }
+        if nobody_else && (cancel || !gated) {
+            if cancel && waited {
+                self.lives[slot].waiters.push(waiter);
+            }
+            let reason = if cancel { "cancelled by its caller" } else { "the caller went away" };
+            self.end(slot, Outcome::Cancelled(reason.to_owned()), None, out);
         }
     }
 

@@ -424,8 +424,8 @@ impl Scheduler {
         // A worker that has never said more than zeros leaves the check out; from any other, zeros are a
         // statement like any number.
         session.counts_leases |= count != 0 || digest != 0;
-        let agree = !session.counts_leases
-            || (count as usize == session.leases.len() && digest == session.digest);
+        let agree =
+            !session.counts_leases || (count as usize == session.leases.len() && digest == session.digest);
         // Work that is under way in either direction makes one beat disagree. Two in a row with nothing
         // assigned or ended between them mean that one side has lost something for good.
         let zombie = !agree && session.disagreed_at == Some(session.changes);

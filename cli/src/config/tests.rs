@@ -72,8 +72,8 @@ fn help_shows_the_unit_and_the_default_of_every_setting() {
         assert!(
             arg.get_value_names().is_some_and(|names| {
                 [
-                    "DURATION", "COUNT", "BYTES", "FILE", "ADDR", "KEY", "BOOL", "FILTER", "FORMAT", "TABLE",
-                    "ORIGINS",
+                    "DURATION", "COUNT", "BYTES", "FILE", "DIR", "ADDR", "KEY", "BOOL", "FILTER", "FORMAT",
+                    "TABLE", "ORIGINS",
                 ]
                 .contains(&names[0].as_str())
             }),
