@@ -8,7 +8,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::embedded::{self, EmbeddedStore, StoreOptions};
+use super::embedded::error::opening;
+use super::embedded::open::sync_dir;
+use super::embedded::{EmbeddedStore, StoreOptions};
 use super::{Store, StoreError};
 use crate::row::{RowChange, RowKey};
 
@@ -35,7 +37,7 @@ impl Backup {
         let partial = into.with_file_name(partial_name);
         // Left by a process that ended in the middle of the same backup.
         if partial.exists() {
-            fs::remove_dir_all(&partial).map_err(|error| embedded::opening(&partial, &error))?;
+            fs::remove_dir_all(&partial).map_err(|error| opening(&partial, &error))?;
         }
         let mut copy = EmbeddedStore::open(&partial, StoreOptions::default())?;
         copy.load(&mut |_, _| {})?;
@@ -70,10 +72,9 @@ impl Backup {
         let Some(copy) = self.copy.take() else { return Ok(0) };
         let rows = copy.rows();
         copy.close()?;
-        fs::rename(&self.partial, &self.into).map_err(|error| embedded::opening(&self.into, &error))?;
+        fs::rename(&self.partial, &self.into).map_err(|error| opening(&self.into, &error))?;
         let parent = self.into.parent().filter(|parent| !parent.as_os_str().is_empty());
-        embedded::sync_dir(parent.unwrap_or(Path::new(".")))
-            .map_err(|error| embedded::opening(&self.into, &error))?;
+        sync_dir(parent.unwrap_or(Path::new("."))).map_err(|error| opening(&self.into, &error))?;
         Ok(rows)
     }
 
@@ -90,5 +91,54 @@ impl Drop for Backup {
         // Not finished: half a copy must not be taken for one. After `finish` it is no longer there.
         self.copy.take();
         fs::remove_dir_all(&self.partial).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::MemoryStore;
+    use crate::task::TaskId;
+
+    fn key(number: u32) -> RowKey {
+        RowKey::Task(TaskId(Uuid::from_u128(u128::from(number) << 64)))
+    }
+
+    /// Changes behind the place reached, at it and ahead of it, after every slice.
+    #[test]
+    fn the_copy_equals_the_store_at_its_end() {
+        let root = tempfile::tempdir().unwrap();
+        let into = root.path().join("backup");
+        let mut store = MemoryStore::default();
+        let put = |number: u32, data: &'static [u8]| RowChange::Put(key(number), Bytes::from_static(data));
+        let rows: Vec<_> = (0..3_000).map(|number| put(number * 2, b"first")).collect();
+        store.commit(&rows).unwrap();
+        store.commit(&[RowChange::Put(RowKey::LeasesReserved, Bytes::from_static(b"9"))]).unwrap();
+        let mut backup = Backup::begin(into.clone()).unwrap();
+        for round in 0.. {
+            let last = backup.step(&mut store).unwrap();
+            let place = round * 2 * SLICE as u32;
+            let batch: Vec<_> =
+                [1, place.saturating_sub(3), place, place + 1, place + 2 * SLICE as u32 - 2, 5_999]
+                    .into_iter()
+                    .flat_map(|near| {
+                        [put(near, b"again"), put(near + 7, b"new"), RowChange::Delete(key(near + 4))]
+                    })
+                    .chain([RowChange::Put(RowKey::LeasesReserved, Bytes::from(round.to_string()))])
+                    .collect();
+            store.commit(&batch).unwrap();
+            backup.follow(&batch).unwrap();
+            if last {
+                break;
+            }
+        }
+        let rows = store.scan(None, usize::MAX).unwrap();
+        assert_eq!(backup.finish().unwrap(), rows.len() as u64);
+        let mut copy = EmbeddedStore::open(&into, StoreOptions::default()).unwrap();
+        copy.load(&mut |_, _| {}).unwrap();
+        assert_eq!(copy.scan(None, usize::MAX).unwrap(), rows);
     }
 }

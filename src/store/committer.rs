@@ -242,3 +242,6 @@ impl Keeper {
         self.outbox.send(done).map_err(|_| Gone)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::embedded::format::{self, State, Totals};
 use super::embedded::head::{self, Found, HeadFile};
-use super::embedded::{self, EmbeddedStore, StoreOptions, log};
+use super::embedded::{EmbeddedStore, StoreOptions, error, log, open};
 use super::{Store, StoreError};
 use crate::row::{RowChange, RowKey};
 
@@ -125,14 +125,14 @@ pub fn repair(dir: &Path, into: &Path) -> Result<Report, StoreError> {
 type Take<'a> = dyn FnMut(RowKey, Bytes) -> Result<(), StoreError> + 'a;
 
 fn examine(dir: &Path) -> Result<(Report, Option<HeadFile>), StoreError> {
-    fs::read_dir(dir).map_err(|error| embedded::opening(dir, &error))?;
+    fs::read_dir(dir).map_err(|error| error::opening(dir, &error))?;
     let mut findings = Vec::new();
     let lock = lock(dir, &mut findings)?;
     let (lock, seen) = match lock {
         Some((lock, seen)) => (Some(lock), seen),
         None => (None, None),
     };
-    let log = log::inspect(dir).map_err(|error| embedded::opening(dir, &error))?;
+    let log = log::inspect(dir).map_err(|error| error::opening(dir, &error))?;
     match log {
         None => findings.push(format!("{} is missing", log::FILE)),
         Some(state) if state.acknowledged_beyond > 0 => findings.push(format!(
@@ -179,9 +179,9 @@ fn lock(
         findings.push(format!("{} is missing", head::FILE));
         return Ok(None);
     }
-    let lock = HeadFile::lock(dir).map_err(|error| embedded::opening(dir, &error))?;
+    let lock = HeadFile::lock(dir).map_err(|error| error::opening(dir, &error))?;
     let Some(mut lock) = lock else { return Err(StoreError::InUse(dir.to_owned())) };
-    let seen = match lock.read().map_err(|error| embedded::opening(dir, &error))? {
+    let seen = match lock.read().map_err(|error| error::opening(dir, &error))? {
         Found::Head(seen) => Some(seen),
         Found::Nothing => None,
         Found::Damaged => {
@@ -199,7 +199,7 @@ fn lock(
 fn with_log(dir: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(dir.join(format::FILE), flags)?;
-    embedded::lock(&connection)?;
+    open::lock(&connection)?;
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
 }
@@ -241,9 +241,9 @@ impl Reading {
         seen: Option<head::Head>,
     ) -> Result<Self, StoreError> {
         let mut read = Self::default();
-        let opened = connection.and_then(|connection| Ok((embedded::identify(&connection)?, connection)));
+        let opened = connection.and_then(|connection| Ok((open::identify(&connection)?, connection)));
         let connection = match opened {
-            Ok((identity, connection)) => match embedded::check_identity(dir, &identity) {
+            Ok((identity, connection)) => match open::check_identity(dir, &identity) {
                 Ok(()) => connection,
                 Err(error @ StoreError::NewerFormat { .. }) => return Err(error),
                 Err(error) => {
@@ -252,7 +252,7 @@ impl Reading {
                 }
             },
             Err(error) => {
-                return match embedded::opening_tables(dir, &error) {
+                return match error::opening_tables(dir, &error) {
                     error @ (StoreError::InUse(_) | StoreError::Unwritable { .. }) => Err(error),
                     _ => {
                         read.findings.push(format!("{}: {error}", format::FILE));

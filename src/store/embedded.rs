@@ -44,24 +44,26 @@
 //! - Pages of 8 KiB: in a `WITHOUT ROWID` table a quarter of a page stays in its leaf, so a payload of 1 KiB
 //!   needs no overflow page of its own.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{Store, StoreError};
 use crate::row::{RowChange, RowKey};
+use error::{corrupt, failure, is_full, no_room, opening, opening_tables, running};
 use format::{State, Totals};
 use head::{Found, Head, HeadFile};
+use open::{create_dir, sync_dir};
 
+pub(super) mod error;
 pub(super) mod format;
 pub(super) mod head;
 pub(super) mod log;
+pub(super) mod open;
 
 const PAGE: u64 = 8192;
 /// A log shorter than this is not worth two syncs in a quiet moment: it is read back in milliseconds.
@@ -118,19 +120,20 @@ impl EmbeddedStore {
         let seen = match head.read().map_err(|error| opening(dir, &error))? {
             Found::Head(seen) => Some(seen),
             Found::Nothing => None,
-            Found::Damaged => {
-                return Err(corrupt("neither of its two entries can be read", head::FILE));
-            }
+            // Torn by a power cut while the store was made, if its tables are there and empty.
+            Found::Damaged if dir.join(format::FILE).exists() => None,
+            Found::Damaged => return Err(corrupt("neither of its two entries can be read", head::FILE)),
             Found::Newer(found) => {
-                return Err(StoreError::NewerFormat { dir: dir.to_owned(), found, known: format::FORMAT });
+                let known = format::FORMAT;
+                return Err(StoreError::NewerFormat { dir: dir.to_owned(), found, known });
             }
         };
-        check_files(dir, seen)?;
+        open::check_files(dir, seen)?;
         if seen.is_none() {
-            create_files(dir)?;
+            open::create_files(dir)?;
         }
-        let (mut connection, state) = open_tables(dir, &options)?;
-        check_state(&state, seen)?;
+        let (mut connection, state) = open::open_tables(dir, &options)?;
+        open::check_state(&state, seen)?;
         if seen.is_none() {
             let first = Head { store: state.store, batch: state.batch };
             head.create(first).and_then(|()| sync_dir(dir)).map_err(|error| opening(dir, &error))?;
@@ -434,239 +437,9 @@ fn transact(connection: &mut Connection, state: &State, batch: &[RowChange]) -> 
     Ok(state)
 }
 
-/// The three files are there together, or not at all, and the log is whole as far as it was acknowledged.
-fn check_files(dir: &Path, seen: Option<Head>) -> Result<(), StoreError> {
-    let log = log::inspect(dir).map_err(|error| opening(dir, &error))?;
-    if let Some(state) = log
-        && state.acknowledged_beyond > 0
-    {
-        let what = format!(
-            "frame {} is damaged, and at least {} stored batches follow it",
-            state.good + 1,
-            state.acknowledged_beyond
-        );
-        return Err(corrupt(what, log::FILE));
-    }
-    let Some(seen) = seen else { return Ok(()) };
-    if !dir.join(format::FILE).exists() {
-        return Err(corrupt(format!("it is missing, with the {} batches it had", seen.batch), format::FILE));
-    }
-    if log.is_none() {
-        return Err(corrupt("it is missing, with what was stored last", log::FILE));
-    }
-    Ok(())
-}
-
-/// Empty tables under another name, renamed when they are on the disk: a creation that is cut short is begun
-/// again. Does nothing where there are tables.
-fn create_files(dir: &Path) -> Result<(), StoreError> {
-    let (tables, new) = (dir.join(format::FILE), dir.join("crewcall.db.new"));
-    if !tables.exists() {
-        for leftover in ["crewcall.db.new", "crewcall.db.new-wal", "crewcall.db.new-journal"] {
-            fs::remove_file(dir.join(leftover)).ok();
-        }
-        let opened = private().write(true).create(true).truncate(true).open(&new);
-        let file = opened.map_err(|error| opening(dir, &error))?;
-        create_tables(&new).map_err(|error| opening_tables(dir, &error))?;
-        let renamed = file.sync_all().and_then(|()| fs::rename(&new, &tables));
-        renamed.map_err(|error| opening(dir, &error))?;
-    }
-    // SQLite would make it too, but with its name on the disk only after the first batch.
-    let log = private().write(true).create(true).truncate(false).open(dir.join(log::FILE));
-    log.and_then(|_| sync_dir(dir)).map_err(|error| opening(dir, &error))
-}
-
-fn create_tables(path: &Path) -> rusqlite::Result<()> {
-    let mut connection = Connection::open_with_flags(path, FLAGS)?;
-    connection.pragma_update(None, "page_size", PAGE as i64)?;
-    let transaction = connection.transaction()?;
-    transaction.pragma_update(None, "application_id", format::APPLICATION)?;
-    transaction.pragma_update(None, "user_version", format::FORMAT)?;
-    for statement in format::SCHEMA {
-        transaction.execute_batch(statement)?;
-    }
-    State { store: *uuid::Uuid::new_v4().as_bytes(), ..State::default() }.save(&transaction)?;
-    transaction.commit()?;
-    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))
-}
-
-const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
-
-fn open_tables(dir: &Path, options: &StoreOptions) -> Result<(Connection, State), StoreError> {
-    let failed = |error: rusqlite::Error| opening_tables(dir, &error);
-    let mut connection = Connection::open_with_flags(dir.join(format::FILE), FLAGS).map_err(failed)?;
-    lock(&connection).map_err(failed)?;
-    let found = identify(&connection).map_err(failed)?;
-    check_identity(dir, &found)?;
-    configure(&connection, options).map_err(failed)?;
-    format::upgrade(&mut connection, found.format).map_err(failed)?;
-    let state = State::read(&connection).map_err(failed)?;
-    let state = state.ok_or_else(|| corrupt("its state cannot be read", format::FILE))?;
-    Ok((connection, state))
-}
-
-/// Takes SQLite's own lock too, against its tools, and keeps it.
-pub(super) fn lock(connection: &Connection) -> rusqlite::Result<()> {
-    connection.busy_timeout(std::time::Duration::ZERO)?;
-    connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.pragma_update(None, "cell_size_check", true)?;
-    connection.pragma_update(None, "trusted_schema", false)
-}
-
-fn configure(connection: &Connection, options: &StoreOptions) -> rusqlite::Result<()> {
-    let kib = |bytes: u64| i64::try_from(bytes / 1024).unwrap_or(i64::MAX);
-    // Stands in the file already; whoever changed it with another tool is put right.
-    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "fullfsync", true)?;
-    connection.pragma_update(None, "checkpoint_fullfsync", true)?;
-    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
-    let limit = i64::try_from(options.checkpoint_bytes).unwrap_or(i64::MAX);
-    connection.pragma_update_and_check(None, "journal_size_limit", limit, |_| Ok(()))?;
-    connection.pragma_update_and_check(None, "mmap_size", 0, |_| Ok(()))?;
-    connection.pragma_update(None, "temp_store", "MEMORY")?;
-    connection.pragma_update(None, "cache_size", -kib(options.cache_bytes).max(64))?;
-    if let Some(most) = options.max_bytes {
-        let pages = i64::try_from(most / PAGE).unwrap_or(i64::MAX).clamp(1, 0xffff_fffe);
-        connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
-    }
-    Ok(())
-}
-
 fn count_log_pages(connection: &mut Connection, told: Arc<AtomicU64>) -> rusqlite::Result<()> {
     connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages| {
         told.store(u64::try_from(pages).unwrap_or(0), Ordering::Relaxed);
         Ok(())
     }))
-}
-
-/// Whose file it is.
-pub(super) struct Identity {
-    pub(super) application: u32,
-    pub(super) format: u32,
-    pub(super) schema: Vec<String>,
-}
-
-pub(super) fn identify(connection: &Connection) -> rusqlite::Result<Identity> {
-    let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-    let mut schema = connection.prepare("SELECT sql FROM sqlite_schema ORDER BY rowid")?;
-    let schema = schema.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    Ok(Identity {
-        application: number("application_id")?.cast_unsigned(),
-        format: number("user_version")?.cast_unsigned(),
-        schema,
-    })
-}
-
-pub(super) fn check_identity(dir: &Path, found: &Identity) -> Result<(), StoreError> {
-    if found.application != format::APPLICATION {
-        return Err(corrupt("it is an SQLite file, but not crewcall's", format::FILE));
-    }
-    if found.format > format::FORMAT {
-        let (found, known) = (found.format, format::FORMAT);
-        return Err(StoreError::NewerFormat { dir: dir.to_owned(), found, known });
-    }
-    if found.format == 0 || found.format == format::FORMAT && found.schema != format::SCHEMA {
-        return Err(corrupt("its tables are not those of its format", format::FILE));
-    }
-    Ok(())
-}
-
-fn check_state(state: &State, seen: Option<Head>) -> Result<(), StoreError> {
-    match seen {
-        None if state.batch > 0 => Err(corrupt(
-            format!("it is missing or empty, but {} batches were stored", state.batch),
-            head::FILE,
-        )),
-        Some(seen) if seen.store != state.store => {
-            Err(corrupt("it belongs to another store than crewcall.db", head::FILE))
-        }
-        Some(seen) if seen.batch > state.batch => Err(corrupt(
-            format!("{} batches were stored, only {} are found", seen.batch, state.batch),
-            format_args!("{} and {}", format::FILE, log::FILE),
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn corrupt(what: impl Into<String>, place: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt { what: what.into(), place: place.to_string() }
-}
-
-/// Files that nobody else may read: payloads are whatever callers send.
-fn private() -> OpenOptions {
-    #[allow(unused_mut)]
-    let mut options = OpenOptions::new();
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
-}
-
-fn create_dir(dir: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(dir)
-}
-
-/// Makes the names in `dir` durable. Windows has no such thing to ask for.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
-}
-
-fn no_room(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// What an error of the operating system means while opening.
-pub(super) fn opening(dir: &Path, error: &io::Error) -> StoreError {
-    use io::ErrorKind as Kind;
-    match error.kind() {
-        _ if no_room(error) => StoreError::DiskFull(dir.to_owned()),
-        Kind::PermissionDenied
-        | Kind::ReadOnlyFilesystem
-        | Kind::NotADirectory
-        | Kind::IsADirectory
-        | Kind::AlreadyExists
-        | Kind::NotFound
-        | Kind::InvalidInput => StoreError::Unwritable { dir: dir.to_owned(), why: error.to_string() },
-        _ => StoreError::Fatal(format!("{}: {error}", dir.display())),
-    }
-}
-
-/// What an error of SQLite means while opening.
-pub(super) fn opening_tables(dir: &Path, error: &rusqlite::Error) -> StoreError {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::InUse(dir.to_owned()),
-        Some(ErrorCode::DiskFull) => StoreError::DiskFull(dir.to_owned()),
-        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
-            StoreError::Unwritable { dir: dir.to_owned(), why: error.to_string() }
-        }
-        _ => failure(error),
-    }
-}
-
-/// What an error of SQLite means afterwards.
-pub(super) fn failure(error: &rusqlite::Error) -> StoreError {
-    let extended = error.sqlite_extended_error_code();
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => StoreError::Full(error.to_string()),
-        // The file is shorter than its own pages say.
-        _ if extended == Some(rusqlite::ffi::SQLITE_IOERR_SHORT_READ) => {
-            corrupt("it ends before its last page", format::FILE)
-        }
-        Some(ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory) => StoreError::Fatal(error.to_string()),
-        // Statements and types are fixed: whatever else SQLite finds wrong is wrong in the file.
-        _ => corrupt(error.to_string(), format::FILE),
-    }
-}
-
-fn running(file: &str, error: &io::Error) -> StoreError {
-    StoreError::Fatal(format!("{file}: {error}"))
-}
-
-fn is_full(error: &rusqlite::Error) -> bool {
-    error.sqlite_error_code() == Some(ErrorCode::DiskFull)
 }

@@ -9,4 +9,5 @@
 
 mod lifecycle;
 mod simulation;
+mod store;
 mod tidy;

@@ -51,8 +51,12 @@ pub(in crate::store) struct HeadFile {
 impl HeadFile {
     /// None when another process has the lock.
     pub(in crate::store) fn lock(dir: &Path) -> io::Result<Option<Self>> {
-        let file =
-            super::private().read(true).write(true).create(true).truncate(false).open(dir.join(FILE))?;
+        let file = super::open::private()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.join(FILE))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { file, synced: true })),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -91,7 +95,7 @@ impl HeadFile {
     pub(super) fn write(&mut self, head: Head) -> io::Result<()> {
         let [even, odd] = SLOTS;
         self.synced = false;
-        self.put(if head.batch % 2 == 0 { even } else { odd }, head)
+        self.put(if head.batch.is_multiple_of(2) { even } else { odd }, head)
     }
 
     /// To the disk, unless it is there.

@@ -1,0 +1,145 @@
+use uuid::Uuid;
+
+use super::*;
+use crate::store::{EmbeddedStore, MemoryStore, StoreOptions};
+use crate::task::TaskId;
+
+fn key(number: u32) -> RowKey {
+    RowKey::Task(TaskId(Uuid::from_u128(u128::from(number) << 64)))
+}
+
+fn put(number: u32, data: &[u8]) -> RowChange {
+    RowChange::Put(key(number), Bytes::copy_from_slice(data))
+}
+
+/// In memory, with errors to come: each commit takes the next one.
+#[derive(Default)]
+struct Scripted {
+    rows: MemoryStore,
+    commits: std::vec::IntoIter<Result<(), StoreError>>,
+    idles: Option<Sender<()>>,
+}
+
+impl Store for Scripted {
+    fn describe(&self) -> String {
+        "scripted".to_owned()
+    }
+    fn load(&mut self, take: &mut dyn FnMut(RowKey, Bytes)) -> Result<(), StoreError> {
+        self.rows.load(take)
+    }
+    fn read(&mut self, keys: &[RowKey]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        self.rows.read(keys)
+    }
+    fn scan(&mut self, after: Option<RowKey>, most: usize) -> Result<Vec<(RowKey, Bytes)>, StoreError> {
+        self.rows.scan(after, most)
+    }
+    fn commit(&mut self, batch: &[RowChange]) -> Result<(), StoreError> {
+        self.commits.next().unwrap_or(Ok(()))?;
+        self.rows.commit(batch)
+    }
+    fn idle(&mut self) -> Result<(), StoreError> {
+        if let Some(idles) = &self.idles {
+            idles.send(()).ok();
+        }
+        Ok(())
+    }
+    fn size(&self) -> u64 {
+        4_711
+    }
+}
+
+#[tokio::test]
+async fn a_full_batch_comes_back_and_may_grow() {
+    let full = StoreError::Full("no space".to_owned());
+    let commits = vec![Err(full.clone()), Err(full.clone()), Ok(())].into_iter();
+    let mut committer = Committer::start(Box::new(Scripted { commits, ..Scripted::default() })).unwrap();
+    let mut rows = vec![put(1, b"one")];
+    for round in 2..4 {
+        committer.store(rows);
+        let Done::Full { batch, reason } = committer.done().await.unwrap() else { panic!("not full") };
+        assert_eq!((batch.len() as u32, reason), (round - 1, full.clone()));
+        // Reads are answered meanwhile, and nothing of the batch is there.
+        committer.read(vec![key(1)]);
+        let Done::Read { rows: read, .. } = committer.done().await.unwrap() else { panic!("not read") };
+        assert_eq!(read, Ok(vec![None]));
+        rows = batch;
+        rows.push(put(round, b"more"));
+    }
+    committer.store(rows);
+    let Done::Stored(buffer) = committer.done().await.unwrap() else { panic!("not stored") };
+    assert!(buffer.is_empty());
+    committer.read(vec![key(3), key(9), key(1)]);
+    let Done::Read { keys, rows } = committer.done().await.unwrap() else { panic!("not read") };
+    assert_eq!(keys, [key(3), key(9), key(1)]);
+    assert_eq!(rows, Ok(vec![Some(Bytes::from_static(b"more")), None, Some(Bytes::from_static(b"one"))]));
+    assert_eq!(committer.size(), 4_711);
+}
+
+#[tokio::test]
+async fn a_failure_ends_it_for_good() {
+    let failed = StoreError::Fatal("fsync: EIO".to_owned());
+    let commits = vec![Ok(()), Err(failed.clone()), Ok(())].into_iter();
+    let mut committer = Committer::start(Box::new(Scripted { commits, ..Scripted::default() })).unwrap();
+    committer.store(vec![put(1, b"one")]);
+    assert!(matches!(committer.done().await, Ok(Done::Stored(_))));
+    committer.store(vec![put(2, b"two")]);
+    assert_eq!(committer.done().await.unwrap_err(), failed);
+    committer.store(vec![put(2, b"two")]);
+    assert!(matches!(committer.done().await, Err(StoreError::Fatal(_))));
+}
+
+#[tokio::test]
+async fn quiet_moments_are_used_once() {
+    let (idles, idle) = channel();
+    let mut committer =
+        Committer::start(Box::new(Scripted { idles: Some(idles), ..Scripted::default() })).unwrap();
+    for _ in 0..3 {
+        committer.store(vec![put(1, b"one")]);
+        assert!(matches!(committer.done().await, Ok(Done::Stored(_))));
+        idle.recv().unwrap();
+    }
+    drop(committer);
+    assert!(idle.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_backup_is_made_between_batches() {
+    let root = tempfile::tempdir().unwrap();
+    let into = root.path().join("backup");
+    let mut store = EmbeddedStore::open(&root.path().join("data"), StoreOptions::default()).unwrap();
+    let rows: Vec<_> = (0..4_000).map(|number| put(number, &number.to_le_bytes())).collect();
+    store.commit(&rows).unwrap();
+    let mut committer = Committer::start(Box::new(store)).unwrap();
+    let mut answer = committer.backup(into.clone());
+    let second = committer.backup(root.path().join("second"));
+    let mut batches = 0;
+    let copied = loop {
+        committer.store(vec![put(batches, b"changed")]);
+        assert!(matches!(committer.done().await, Ok(Done::Stored(_))));
+        batches += 1;
+        if let Ok(answer) = answer.try_recv() {
+            break answer.unwrap();
+        }
+    };
+    assert!(batches > 3, "only {batches} batches were stored meanwhile");
+    assert!(matches!(second.await, Ok(Err(StoreError::InUse(_)))), "two at a time");
+    assert_eq!(copied, 4_000);
+    let report = crate::store::doctor(&into).unwrap();
+    assert!(report.is_healthy() && report.rows_found == 4_000, "{report}");
+    assert!(!root.path().join("backup.partial").exists());
+}
+
+#[tokio::test]
+async fn a_backup_goes_into_a_place_of_its_own() {
+    let root = tempfile::tempdir().unwrap();
+    let committer = Committer::start(Box::new(MemoryStore::default())).unwrap();
+    let refused = committer.backup(root.path().to_owned()).await.unwrap();
+    assert!(matches!(refused, Err(StoreError::Unwritable { .. })), "{refused:?}");
+    let file = root.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(committer.backup(file.join("backup")).await.unwrap().is_err());
+    // Nobody waits for this one any more.
+    drop(committer.backup(root.path().join("unwanted")));
+    drop(committer);
+    assert!(!root.path().join("unwanted.partial").exists());
+}
