@@ -28,14 +28,14 @@ pub(crate) async fn page(State(legacy): State<Arc<Legacy>>) -> Response {
     let html = match (handle.workers().await, handle.methods().await, handle.stats().await) {
         (Ok(workers), Ok(methods), Ok(stats)) => render(&workers, &methods, &stats, key),
         // The engine stops; there is nothing to show any more.
-        _ => include_str!("page.html").replace("<!-- content -->", "<p>This server is stopping.</p>"),
+        _ => include_str!("../../web/page.html").replace("<!-- content -->", "<p>This server is stopping.</p>"),
     };
     (HEADERS, Html(html)).into_response()
 }
 
 /// Its style.
 pub(crate) async fn style() -> Response {
-    (HEADERS, [(header::CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("page.css")).into_response()
+    (HEADERS, [(header::CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("../../web/page.css")).into_response()
 }
 
 fn render(workers: &[WorkerView], methods: &[MethodView], stats: &Stats, key: bool) -> String {
@@ -92,7 +92,7 @@ fn render(workers: &[WorkerView], methods: &[MethodView], stats: &Stats, key: bo
         out.push_str("</tbody></table>\n");
     }
     more(&mut out, workers.len());
-    include_str!("page.html").replace("<!-- content -->", &out)
+    include_str!("../../web/page.html").replace("<!-- content -->", &out)
 }
 
 fn more(out: &mut String, all: usize) {
