@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
-pub(crate) use committer::{Committer, Done};
+pub use committer::{Committer, Done};
 pub use doctor::{LostRows, Report, doctor, repair};
 pub use embedded::{EmbeddedStore, StoreOptions};
 pub use memory::MemoryStore;

@@ -30,7 +30,7 @@ const QUIET: Duration = Duration::from_millis(20);
 
 /// The way to the store's thread.
 #[derive(Debug)]
-pub(crate) struct Committer {
+pub struct Committer {
     requests: Option<Sender<Request>>,
     done: mpsc::UnboundedReceiver<Result<Done, StoreError>>,
     size: Arc<AtomicU64>,
@@ -39,7 +39,7 @@ pub(crate) struct Committer {
 
 /// Something asked of the store has ended.
 #[derive(Debug)]
-pub(crate) enum Done {
+pub enum Done {
     /// The batch is stored; its emptied buffer, to be used again.
     Stored(Vec<RowChange>),
     /// No room: nothing of the batch is stored. Here it is back; hand it over again, as it is or with more
@@ -70,7 +70,7 @@ impl Committer {
     ///
     /// # Errors
     /// When the operating system refuses one.
-    pub(crate) fn start(store: Box<dyn Store>) -> std::io::Result<Self> {
+    pub fn start(store: Box<dyn Store>) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
         let (outbox, done) = mpsc::unbounded_channel();
         let size = Arc::new(AtomicU64::new(store.size()));
@@ -80,25 +80,25 @@ impl Committer {
     }
 
     /// Hands over a batch. Its end must be awaited before the next one.
-    pub(crate) fn store(&self, batch: Vec<RowChange>) {
+    pub fn store(&self, batch: Vec<RowChange>) {
         self.ask(Request::Commit(batch));
     }
 
     /// Asks for rows. A row is found only once the batch that puts it is stored.
-    pub(crate) fn read(&self, keys: Vec<RowKey>) {
+    pub fn read(&self, keys: Vec<RowKey>) {
         self.ask(Request::Read(keys));
     }
 
     /// Writes a copy of everything stored into the new data directory `into`, while the store goes on. The
     /// copy is the store as it is when this ends; the answer is the number of rows in it. One at a time.
-    pub(crate) fn backup(&self, into: PathBuf) -> oneshot::Receiver<Result<u64, StoreError>> {
+    pub fn backup(&self, into: PathBuf) -> oneshot::Receiver<Result<u64, StoreError>> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Backup { into, reply });
         answer
     }
 
     /// Bytes of disk in use, as of the last batch or quiet moment.
-    pub(crate) fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.size.load(Ordering::Relaxed)
     }
 
@@ -106,7 +106,7 @@ impl Committer {
     ///
     /// # Errors
     /// When the store has failed: nothing more will be stored or read.
-    pub(crate) async fn done(&mut self) -> Result<Done, StoreError> {
+    pub async fn done(&mut self) -> Result<Done, StoreError> {
         self.done.recv().await.unwrap_or_else(|| Err(StoreError::Fatal("its thread has ended".to_owned())))
     }
 
