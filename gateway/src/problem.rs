@@ -145,3 +145,39 @@ impl IntoResponse for Problem {
         self.answer(body)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Reasons that only the HTTP edge has.
+    const OWN: &[(&str, u16)] = &[
+        ("invalid_json", 400),
+        ("body_unreadable", 400),
+        ("websocket_protocol", 400),
+        ("origin_not_allowed", 403),
+        ("not_found", 404),
+        ("method_not_allowed", 405),
+        ("task_cancelled", 409),
+        ("host_not_allowed", 421),
+        ("task_failed", 422),
+        ("upgrade_required", 426),
+        ("task_expired", 504),
+    ];
+
+    #[test]
+    fn every_reason_is_explained_where_its_type_points_to() {
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/rest.md");
+        let docs = fs::read_to_string(docs).unwrap();
+        let core = Reason::ALL.iter().map(|reason| (reason.as_str(), status_of(*reason).as_u16()));
+        for (reason, status) in core.chain(OWN.iter().copied()) {
+            let line = format!("| <a id=\"{reason}\"></a>`{reason}` | {status} |");
+            assert!(docs.contains(&line), "docs/rest.md has no line {line:?}");
+        }
+        let explained = docs.matches("<a id=").count();
+        assert_eq!(explained, Reason::ALL.len() + OWN.len(), "docs/rest.md explains what is not there");
+    }
+}

@@ -1,5 +1,7 @@
 //! `WS /v1/worker`: workers that speak JSON, among and beside those that speak gRPC.
 
+mod examples;
+
 use std::time::Duration;
 
 use crewcall_sdk::proto::TaskState;
