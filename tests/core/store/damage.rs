@@ -8,10 +8,10 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crewcall::store::{EmbeddedStore, Store as _, StoreError, StoreOptions, doctor, repair};
+use crewcall::store::{EmbeddedStore, Store as _, StoreError, StoreOptions, repair};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use super::model::{Rows, contents, open, put, random_batches, scratch};
+use super::model::{Rows, contents, examine, open, put, random_batches, scratch};
 
 const FILES: [&str; 3] = ["crewcall.db", "crewcall.db-wal", "crewcall.head"];
 
@@ -104,15 +104,16 @@ fn a_cut_file_is_found_or_harmless() {
     let victim = Victim::new(&mut rng);
     let dir = scratch();
     for (number, file) in FILES.iter().enumerate() {
+        let mut found = 0;
         for _ in 0..40 {
             victim.restore(dir.path());
             let length = rng.random_range(0..victim.files[number].len());
             fs::write(dir.path().join(file), &victim.files[number][..length]).unwrap();
             println!("{file} cut to {length}");
-            let refused = outcome(dir.path(), &victim.rows);
-            // What a cut log had is nowhere else.
-            assert!(refused.is_some() || *file != "crewcall.db-wal");
+            found += usize::from(outcome(dir.path(), &victim.rows).is_some());
         }
+        // Only what an earlier round of the log left behind it is nobody's.
+        assert!(found > 0 || *file == "crewcall.head");
     }
 }
 
@@ -131,19 +132,20 @@ fn damage_inside_the_log_needs_no_witness() {
         let crc = crc32c::crc32c(&early[slot..slot + 36]).to_le_bytes();
         early[slot + 36..slot + 40].copy_from_slice(&crc);
     }
-    let frame = 24 + 8192;
-    let frames = (victim.files[1].len() - 32) / frame;
+    // Of this round of the log: those with the salts of its header.
+    let log = &victim.files[1];
+    let frames = log[32..].chunks(24 + 8192).filter(|frame| frame[8..16] == log[16..24]).count();
+    // The last transactions may be taken for torn ones; they are a few dozen pages.
+    let until = 32 + (frames - 60) * (24 + 8192);
     for _ in 0..60 {
         victim.restore(dir.path());
         fs::write(dir.path().join("crewcall.head"), &early).unwrap();
         let mut log = victim.files[1].clone();
-        // The last transactions may be taken for torn ones: a batch here has at most ten pages or so.
-        let at = rng.random_range(32..log.len() - 40 * frame);
-        assert!(frames > 60);
+        let at = rng.random_range(32..until);
         log[at] ^= 4;
         fs::write(dir.path().join("crewcall.db-wal"), log).unwrap();
         println!("byte {at}");
-        outcome(dir.path(), &victim.rows);
+        assert!(outcome(dir.path(), &victim.rows).is_some());
     }
 }
 
@@ -169,7 +171,7 @@ fn the_doctor_says_what_would_be_lost_and_saves_the_rest() {
             let copy = copy(&dir);
             outcome(copy.path(), &victim.rows)
         };
-        let report = match doctor(&dir) {
+        let report = match examine(&dir) {
             Ok(report) => report,
             Err(StoreError::NewerFormat { .. }) if refused.is_some() => continue,
             Err(error) => panic!("{error}"),
@@ -212,7 +214,7 @@ fn the_doctor_finds_tables_that_need_no_log() {
     log[middle] ^= 1;
     fs::write(dir.join("crewcall.db-wal"), log).unwrap();
     assert!(outcome(&dir, &rows).is_some());
-    let report = doctor(&dir).unwrap();
+    let report = examine(&dir).unwrap();
     assert!(report.without_log && report.rows_lost.is_empty(), "{report}");
     let into = root.path().join("saved");
     repair(&dir, &into).unwrap();

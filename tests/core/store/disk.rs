@@ -26,6 +26,7 @@ fn shim() -> &'static Path {
         // Under another name first: another run of the tests may be using the present one.
         let new = library.with_extension(format!("{}.so", std::process::id()));
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/core/store/disk_shim.c");
+        let _no_store = super::model::locks_are_inherited();
         let built = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()))
             .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
             .args([&new, &source])

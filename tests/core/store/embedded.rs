@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use crewcall::row::{RowChange, RowKey};
-use crewcall::store::{EmbeddedStore, Store as _, StoreOptions, doctor};
+use crewcall::store::{EmbeddedStore, Store as _, StoreOptions};
 use crewcall::task::TaskId;
 
-use super::model::{Rows, apply, contents, open, put, scratch};
+use super::model::{Rows, apply, contents, examine, open, put, scratch};
 
 /// As kill -9 leaves it: the files as they are, without the store's end.
 fn killed(dir: &Path) -> tempfile::TempDir {
@@ -96,7 +96,7 @@ fn a_healthy_store_has_a_healthy_report() {
     }
     let copy = killed(root.path());
     let before: Vec<_> = files(copy.path());
-    let report = doctor(copy.path()).unwrap();
+    let report = examine(copy.path()).unwrap();
     assert!(report.is_healthy(), "{report}");
     assert_eq!(report.rows_found, 39);
     assert_eq!(report.batches_found, Some(store.batch()));

@@ -8,7 +8,7 @@ use crewcall::store::{EmbeddedStore, Store as _, StoreError, StoreOptions};
 
 use super::child::{self, Running, say};
 use super::disk::shimmed;
-use super::model::{apply, contents, delete, open, put, scratch};
+use super::model::{apply, contents, delete, locks_are_inherited, open, put, scratch};
 
 const ROOM: &str = "SHIM_ROOM";
 
@@ -60,8 +60,10 @@ fn a_batch_waits_for_space_wherever_it_ran_out() {
 #[test]
 fn a_full_file_system_refuses_and_recovers() {
     let root = scratch();
+    let guard = locks_are_inherited();
     let mounted =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(root.path()).output();
+    drop(guard);
     if !mounted.is_ok_and(|mount| mount.status.success()) {
         println!("not permitted to mount: the shim's ENOSPC stands for a full file system");
         return;
@@ -88,7 +90,9 @@ fn a_full_file_system_refuses_and_recovers() {
         fs::remove_file(&ballast).unwrap();
         assert_eq!(contents(&mut open(&dir).unwrap()).unwrap().len(), 1);
     });
+    let guard = locks_are_inherited();
     Command::new("umount").arg(root.path()).status().unwrap();
+    drop(guard);
     outcome.unwrap();
 }
 

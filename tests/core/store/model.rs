@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use crewcall::row::{RowChange, RowKey};
-use crewcall::store::{EmbeddedStore, Store, StoreError, StoreOptions};
+use crewcall::store::{EmbeddedStore, Report, Store, StoreError, StoreOptions, doctor};
 use crewcall::task::TaskId;
 use rand::{RngExt as _, rngs::StdRng};
 use uuid::Uuid;
@@ -67,7 +68,25 @@ pub(super) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
+static STARTING_A_CHILD: RwLock<()> = RwLock::new(());
+
+/// Held while a child is started: until it has become another program it holds the locks of all stores that
+/// were open in this one, so nobody opens a store in that moment.
+pub(super) fn locks_are_inherited() -> RwLockWriteGuard<'static, ()> {
+    STARTING_A_CHILD.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn no_child_is_starting() -> RwLockReadGuard<'static, ()> {
+    STARTING_A_CHILD.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn examine(dir: &Path) -> Result<Report, StoreError> {
+    let _guard = no_child_is_starting();
+    doctor(dir)
+}
+
 pub(super) fn open(dir: &Path) -> Result<EmbeddedStore, StoreError> {
+    let _guard = no_child_is_starting();
     EmbeddedStore::open(dir, StoreOptions::default())
 }
 

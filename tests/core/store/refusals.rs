@@ -4,10 +4,10 @@ use std::fs::{self, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
-use crewcall::store::{EmbeddedStore, Store as _, StoreError, doctor};
+use crewcall::store::{EmbeddedStore, Store as _, StoreError};
 
 use super::child::{self, Running};
-use super::model::{contents, open, put, scratch};
+use super::model::{contents, examine, open, put, scratch};
 
 fn refused(dir: &Path) -> StoreError {
     match open(dir).and_then(|mut store| contents(&mut store)) {
@@ -33,7 +33,7 @@ fn a_second_process() {
     let error = refused(root.path());
     assert_eq!(error, StoreError::InUse(root.path().to_owned()));
     assert!(error.to_string().contains(root.path().to_str().unwrap()), "{error}");
-    assert_eq!(doctor(root.path()), Err(error));
+    assert_eq!(examine(root.path()), Err(error));
     // A killed process leaves no lock behind.
     first.kill();
     open(root.path()).unwrap();
@@ -108,7 +108,7 @@ fn files_that_are_missing() {
         assert!(matches!(&error, StoreError::Corrupt { place, .. } if place == missing), "{error:?}");
         assert!(error.to_string().contains("crewcall doctor"), "{error}");
         assert!(root.path().join(stays).exists());
-        let report = doctor(root.path()).unwrap();
+        let report = examine(root.path()).unwrap();
         assert!(report.findings.iter().any(|finding| finding.contains(missing)), "{report}");
     }
 }
