@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Many legacy workers on one server: what each costs in memory, and what one that stops reading does to the rest.
 
-    ./test legacy-crowd
+    ./test legacy-figures
 """
 
 import argparse

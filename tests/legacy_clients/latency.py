@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long `execute_sync` takes in each unchanged SDK against a worker of the same SDK that takes 10 ms.
 
-    ./test legacy-latency
+    ./test legacy-figures
 
 prints a line for each SDK: its name and the median in milliseconds. Fails if one is not below 20 ms: the
 original took 1,002 to 1,008 ms, whatever the SDK.

@@ -1,10 +1,10 @@
-"""The server goes away and comes back on the same port."""
+"""The server goes away and comes back on the same port; a worker goes away and does not."""
 
 import signal
 
 import pytest
 
-from drivers import SDKS, Refused, join, listed, worker_url
+from drivers import SDKS, Refused, join, listed, status, until, worker_url
 
 # The worker of the Rust SDK ends with its connection; its users start it again.
 RECONNECTING = [sdk for sdk in SDKS if sdk != "rust"]
@@ -74,3 +74,19 @@ def test_a_retry_client_outlasts_a_restart(drive, serve, sdk):
         # The Rust SDK repeats only what did not reach a server, so it may hear that the worker is not there yet.
         assert sdk == "rust" and "服务不可用" in str(error), error
     assert driver.retry(url=url, method=f"{sdk}.add", params=PARAMS) == 5
+
+
+def test_callers_of_a_lost_worker_are_told(clients, drive, server):
+    url = f"http://{server.address}"
+    worker = drive("py-1.6.0")
+    name = join(worker, url)
+    calls = {sdk: client.begin("execute_sync", url=url, method=f"{name}.hang", params={}) for sdk, client in clients.items()}
+    until(lambda: status(url)["activeTasks"] == len(calls), "all calls at the worker")
+    # The one SDK with a timeout that works. What it leaves behind is as lost as the others'.
+    with pytest.raises(Refused, match="timed out"):
+        clients["rust"].execute_sync(url=url, method=f"{name}.hang", params={}, timeout=0.1)
+    worker.end()
+    for sdk, call in calls.items():
+        with pytest.raises(Refused, match="Worker disconnected"):
+            call()
+            pytest.fail(sdk)

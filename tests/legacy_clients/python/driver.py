@@ -54,12 +54,17 @@ def odd(n):
     return 2 * n + 1
 
 
+def hang(params):
+    threading.Event().wait()
+
+
 HANDLERS = {
     "add": lambda params: params["a"] + params["b"],
     "echo": lambda params: params,
     "nothing": lambda params: None,
     "fail": fail,
     "slow10ms": slow10ms,
+    "hang": hang,
     "nan": lambda params: float("nan"),
     "odd": odd,
 }
