@@ -44,7 +44,7 @@ pub enum CallError {
 
 /// A request, or one item of a list, that the scheduler did not accept. Nothing was executed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the scheduler refused ({}): {message}", if reason.is_empty() { code.description() } else { reason.as_str() })]
+#[error("refused ({}): {message}", if reason.is_empty() { code.description() } else { reason.as_str() })]
 pub struct Refusal {
     /// The kind of refusal.
     pub code: Code,

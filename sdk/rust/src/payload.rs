@@ -26,16 +26,16 @@ impl Payload {
     /// # Errors
     /// [`CallError::Decode`] when the content type is not JSON or the JSON does not fit `T`.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, CallError> {
+        self.parse().map_err(CallError::Decode)
+    }
+
+    /// As `decode`; what went wrong is said without saying whose payload it is.
+    pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T, String> {
         if !is_json(&self.content_type) {
-            return Err(CallError::Decode(format!(
-                "the payload is `{}`, not JSON: read its bytes instead",
-                self.content_type
-            )));
+            return Err(format!("it is `{}`, not JSON: read its bytes instead", self.content_type));
         }
         let data: &[u8] = if self.data.is_empty() { b"null" } else { &self.data };
-        serde_json::from_slice(data).map_err(|error| {
-            CallError::Decode(format!("the JSON does not fit {}: {error}", std::any::type_name::<T>()))
-        })
+        serde_json::from_slice(data).map_err(|error| format!("its JSON is not as expected: {error}"))
     }
 }
 

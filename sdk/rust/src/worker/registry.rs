@@ -124,9 +124,10 @@ where
     Arc::new(move |context, payload: Payload| {
         let handler = handler.clone();
         Box::pin(async move {
-            let input = payload
-                .decode()
-                .map_err(|error| HandlerError::new("invalid_input", error.to_string()).not_retryable())?;
+            let input = payload.parse().map_err(|problem| {
+                HandlerError::new("invalid_input", format!("the payload cannot be used: {problem}"))
+                    .not_retryable()
+            })?;
             let output = handler(context, input).await.map_err(Into::into)?;
             Payload::json(&output)
                 .map_err(|error| HandlerError::new("invalid_output", error.to_string()).not_retryable())
