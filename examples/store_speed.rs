@@ -26,8 +26,7 @@ fn main() -> Result<()> {
     println!("| batch | append + fdatasync p50 / p99 | embedded p50 / p99 | ratio | changes/s |");
     println!("|---|---|---|---|---|");
     for (size, rounds) in [(1, 3_000), (64, 2_000), (512, 600), (4_096, 150)] {
-        let (floor, floor_late) = append(&dir.join("floor"), size, rounds)?;
-        let (store, store_late) = commit(&dir.join(format!("store-{size}")), size, rounds)?;
+        let [(floor, floor_late), (store, store_late)] = compare(dir, size, rounds)?;
         println!(
             "| {size} | {:.2} / {:.2} ms | {:.2} / {:.2} ms | {:.2} | {:.0} |",
             ms(floor),
@@ -43,27 +42,28 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn append(path: &Path, size: usize, rounds: usize) -> Result<(Duration, Duration)> {
-    let mut file = File::create(path)?;
-    let batch = vec![7; size * (ROW + 40)];
-    percentiles(rounds, || {
-        file.write_all(&batch)?;
-        Ok(file.sync_data()?)
-    })
-}
-
-fn commit(dir: &Path, size: usize, rounds: usize) -> Result<(Duration, Duration)> {
-    let mut store = EmbeddedStore::open(dir, StoreOptions::default())?;
+/// In turns, so that whatever else the disk has to do falls on both.
+fn compare(dir: &Path, size: usize, rounds: usize) -> Result<[(Duration, Duration); 2]> {
+    let mut file = File::create(dir.join("floor"))?;
+    let bytes = vec![7; size * (ROW + 40)];
+    let mut store = EmbeddedStore::open(&dir.join(format!("store-{size}")), StoreOptions::default())?;
     store.load(&mut |_, _| {})?;
     let data = Bytes::from(vec![7; ROW]);
-    let mut changes =
-        std::iter::from_fn(move || Some(RowKey::Task(TaskId::generate()))).flat_map(move |key| {
-            [RowChange::Put(key, data.clone()), RowChange::Put(key, data.clone()), RowChange::Delete(key)]
-        });
-    percentiles(rounds, || {
+    let mut changes = std::iter::from_fn(|| Some(RowKey::Task(TaskId::generate()))).flat_map(|key| {
+        [RowChange::Put(key, data.clone()), RowChange::Put(key, data.clone()), RowChange::Delete(key)]
+    });
+    let (mut floor, mut stored) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
+    for _ in 0..rounds {
         let batch: Vec<_> = changes.by_ref().take(size).collect();
-        Ok(store.commit(&batch)?)
-    })
+        let begun = Instant::now();
+        file.write_all(&bytes)?;
+        file.sync_data()?;
+        floor.push(begun.elapsed());
+        let begun = Instant::now();
+        store.commit(&batch)?;
+        stored.push(begun.elapsed());
+    }
+    Ok([floor, stored].map(percentiles))
 }
 
 fn restart(dir: &Path) -> Result<()> {
@@ -98,16 +98,10 @@ fn restart(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn percentiles(rounds: usize, mut once: impl FnMut() -> Result<()>) -> Result<(Duration, Duration)> {
-    let mut times = Vec::with_capacity(rounds);
-    for _ in 0..rounds {
-        let begun = Instant::now();
-        once()?;
-        times.push(begun.elapsed());
-    }
+fn percentiles(mut times: Vec<Duration>) -> (Duration, Duration) {
     times.sort_unstable();
     let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
-    Ok((at(50), at(99)))
+    (at(50), at(99))
 }
 
 fn ms(time: Duration) -> f64 {
