@@ -74,7 +74,7 @@ def main():
     parser.add_argument("--count", type=int, default=1000)
     count = parser.parse_args().count
     binary = e2e.tool("CREWCALL_TEST_BINARY")
-    server = e2e.Process(binary, "serve", "--listen", "127.0.0.1:0", "--ephemeral", "true")
+    server = e2e.Process(binary, "serve", "--listen", "127.0.0.1:0", "--ephemeral")
     try:
         url = "http://" + server.expect(r"\b127\.0\.0\.1:[1-9]\d*").group()
         server.expect("^store: ")

@@ -31,7 +31,7 @@ def median(url, sdk):
 
 def main():
     binary = e2e.tool("CREWCALL_TEST_BINARY")
-    server = e2e.Process(binary, "serve", "--listen", "127.0.0.1:0", "--ephemeral", "true")
+    server = e2e.Process(binary, "serve", "--listen", "127.0.0.1:0", "--ephemeral")
     try:
         url = "http://" + server.expect(r"\b127\.0\.0\.1:[1-9]\d*").group()
         server.expect("^store: ")
