@@ -5,6 +5,7 @@
 
 mod abuse;
 mod cli;
+mod crash;
 mod crowd;
 mod grpc;
 mod harness;
