@@ -12,7 +12,7 @@ use std::{
 
 use crewcall_sdk::{
     HandlerError, TaskBuilder, Worker, WorkerHandle,
-    proto::{Task, TaskState, outcome::Kind},
+    proto::{Outcome, Task, TaskState, outcome::Kind},
 };
 use futures_util::{StreamExt as _, stream};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -21,7 +21,7 @@ use tokio::{sync::Mutex, task::JoinSet};
 
 use self::{
     ledger::{Ledger, all_tasks},
-    site::Site,
+    site::{Site, copy_files},
 };
 use crate::grpc::{Held, hold, now_ms, refusal, soon};
 
@@ -51,6 +51,66 @@ fn result_of(task: &Task) -> Value {
         Some(Kind::Succeeded(result)) => result.decode().unwrap(),
         other => panic!("{} ended as {other:?}", task.id),
     }
+}
+
+/// What would happen to the trials if the server broke its promises.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ledger_notices_a_history_that_is_cut_short() {
+    let mut site = Site::open(DEFAULTS).await;
+    let ledger = Ledger::default();
+    let client = site.client();
+    let older = tempfile::tempdir().unwrap();
+    for number in 0..2 {
+        let key = format!("key {number}");
+        let task = client.task("nobody").idempotency_key(&key).submit().await.unwrap();
+        ledger.accepted(number, Some(&key), &task.task_id, task.attached);
+        let cancelled = client.cancel(&task.task_id, "no longer wanted").await.unwrap();
+        ledger.ended(&task.task_id, &cancelled.outcome.unwrap());
+        if number == 0 {
+            site.kill();
+            copy_files(site.data(), older.path());
+            site.start();
+            site.switch().up_again().await;
+        }
+    }
+    assert_eq!(ledger.compare(&site.client()).await, 0);
+    ledger.assert_kept(&site.log());
+
+    site.kill();
+    site.replace_data(older.path());
+    site.start();
+    let client = site.client();
+    assert_eq!(ledger.compare(&client).await, 1);
+    let second = client.task("nobody").idempotency_key("key 1").submit().await.unwrap();
+    ledger.accepted(1, Some("key 1"), &second.task_id, second.attached);
+    let broken = ledger.broken();
+    assert!(broken[0].ends_with("was acknowledged and is lost"), "{broken:?}");
+    assert!(broken[1].starts_with("key key 1 has two tasks"), "{broken:?}");
+}
+
+#[test]
+fn the_ledger_notices_what_happens_twice() {
+    let ledger = Ledger::default();
+    let outcome = |lease: u64| {
+        let payload = crewcall_sdk::Payload::json(&json!({"number": 7, "lease": lease})).unwrap();
+        Outcome { kind: Some(Kind::Succeeded(payload)) }
+    };
+    ledger.accepted(7, None, "a", false);
+    ledger.leased(1, "a", 1);
+    ledger.leased(2, "a", 2);
+    ledger.leased(3, "b", 1);
+    ledger.ended("a", &outcome(1));
+    ledger.ended("a", &outcome(1));
+    assert_eq!(ledger.broken(), Vec::<String>::new());
+    ledger.ended("a", &outcome(2));
+    assert_eq!(ledger.broken().len(), 1, "another outcome");
+    ledger.leased(2, "b", 1);
+    assert_eq!(ledger.broken().len(), 1, "a lease of another attempt");
+    ledger.accepted(8, None, "a", false);
+    assert_eq!(ledger.broken().len(), 2, "an id that is taken");
+    ledger.accepted(9, None, "c", false);
+    ledger.ended("c", &outcome(3));
+    assert_eq!(ledger.broken().len(), 1, "the result of another task");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -139,7 +199,7 @@ async fn outcomes_nobody_has_fetched_are_still_there() {
         }
     })
     .await;
-    // The count is told at once, an outcome once it is stored: nobody asks for one, so ask for what is not one.
+    // The counts are told before it is stored. What is acknowledged later was stored later.
     let _ = client.task("nobody").submit().await.unwrap();
     worker.abort();
     site.kill_and_start();
@@ -160,10 +220,10 @@ async fn delays_and_backoffs_go_on() {
     let mut site = Site::open(DEFAULTS).await;
     let (worker, mut held) = holder(&site).await;
     let client = site.client();
-    let at = SystemTime::now() + Duration::from_millis(1500);
+    let at = SystemTime::now() + Duration::from_millis(4000);
     let delayed = client.task("held").payload("delayed").run_at(at).submit().await.unwrap().task_id;
     let retried = client.task("held").payload("retried").max_attempts(2).submit().await.unwrap().task_id;
-    held.next().await.fail(HandlerError::from("once").retry_after(Duration::from_millis(1200)));
+    held.next().await.fail(HandlerError::from("once").retry_after(Duration::from_millis(3500)));
     let until_delayed = async {
         loop {
             let task = client.get(&retried).await.unwrap();

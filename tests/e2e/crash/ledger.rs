@@ -139,8 +139,13 @@ impl Ledger {
         self.state.lock().unwrap().tasks.get(id).is_some_and(|entry| entry.outcome.is_some())
     }
 
+    /// The promises that were not kept, since the last time.
+    pub(crate) fn broken(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lock().unwrap().broken)
+    }
+
     pub(crate) fn assert_kept(&self, server: &str) {
-        let broken = std::mem::take(&mut self.state.lock().unwrap().broken);
+        let broken = self.broken();
         assert!(broken.is_empty(), "promises broken:\n{}\nlog of the server:\n{server}", broken.join("\n"));
     }
 }

@@ -57,6 +57,13 @@ impl Site {
         self.start();
     }
 
+    /// Puts another directory's files in the place of the dead server's.
+    pub(crate) fn replace_data(&self, with: &Path) {
+        assert!(self.server.is_none(), "it is dead");
+        std::fs::remove_dir_all(self.data()).unwrap();
+        copy_files(with, self.data());
+    }
+
     /// Stops in order; the exit code.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
         let mut server = self.server.take().expect("a server is up");
@@ -85,6 +92,13 @@ impl Site {
 
     pub(crate) fn client(&self) -> Client {
         self.switch.client()
+    }
+}
+
+pub(crate) fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
     }
 }
 
