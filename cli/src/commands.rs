@@ -16,6 +16,7 @@ use crate::{
 mod call;
 mod control;
 mod dev;
+mod doctor;
 mod exec;
 mod get;
 mod methods;
@@ -30,6 +31,7 @@ mod worker;
 pub(crate) use call::CallArgs;
 pub(crate) use control::{CancelArgs, DrainArgs, RetryArgs};
 pub(crate) use dev::{DevArgs, run as dev};
+pub(crate) use doctor::{DoctorArgs, run as doctor};
 pub(crate) use get::{ExplainArgs, GetArgs};
 pub(crate) use methods::MethodsArgs;
 pub(crate) use server::{StatsArgs, WorkersArgs};

@@ -14,8 +14,8 @@ mod serve;
 mod view;
 
 use commands::{
-    CallArgs, CancelArgs, DevArgs, DrainArgs, ExplainArgs, GetArgs, MethodsArgs, RetryArgs, StatsArgs,
-    SubmitArgs, TasksArgs, WatchArgs, WorkerArgs, WorkersArgs,
+    CallArgs, CancelArgs, DevArgs, DoctorArgs, DrainArgs, ExplainArgs, GetArgs, MethodsArgs, RetryArgs,
+    StatsArgs, SubmitArgs, TasksArgs, WatchArgs, WorkerArgs, WorkersArgs,
 };
 use config::Config;
 use exit::Exit;
@@ -67,6 +67,8 @@ enum Command {
     Drain(Box<DrainArgs>),
     /// Serve methods with any executable
     Worker(Box<WorkerArgs>),
+    /// Examine a data directory, and save what can be read of a damaged one
+    Doctor(Box<DoctorArgs>),
 }
 
 fn main() -> ExitCode {
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         Some(Command::Stats(args)) => commands::run(*args),
         Some(Command::Drain(args)) => commands::run(*args),
         Some(Command::Worker(args)) => commands::worker(*args),
+        Some(Command::Doctor(args)) => commands::doctor(*args),
         // `matches` names the default command, so clap always finds one.
         None => Exit::Usage,
     };

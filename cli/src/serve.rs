@@ -13,7 +13,7 @@ use crewcall::{
     listener::{self, BindError, tls},
     rpc::{self, RpcSettings},
     shutdown::{Shutdown, Signals},
-    store::{EmbeddedStore, MemoryStore, Store, StoreError, StoreOptions},
+    store::{EmbeddedStore, MemoryStore, Store, StoreOptions},
 };
 use tokio::task::{JoinError, JoinHandle};
 use tonic::service::Routes;
@@ -65,14 +65,7 @@ impl ServeError {
         match self {
             Self::Settings(_) | Self::Tls(_) => Exit::Usage,
             Self::Bind(_) => Exit::Bind,
-            Self::Engine(EngineError::Store(error)) => match error {
-                StoreError::InUse(_) => Exit::StoreInUse,
-                StoreError::Unwritable { .. } => Exit::StoreUnwritable,
-                StoreError::DiskFull(_) | StoreError::Full(_) => Exit::StoreDiskFull,
-                StoreError::NewerFormat { .. } => Exit::StoreNewer,
-                StoreError::Corrupt { .. } => Exit::StoreDamaged,
-                StoreError::Fatal(_) => Exit::Store,
-            },
+            Self::Engine(EngineError::Store(error)) => Exit::from(error),
             Self::Engine(EngineError::Row(_)) => Exit::StoreDamaged,
             Self::System(_) | Self::Engine(_) | Self::Part(_) => Exit::Failure,
         }

@@ -28,14 +28,17 @@ pub(crate) async fn page(State(legacy): State<Arc<Legacy>>) -> Response {
     let html = match (handle.workers().await, handle.methods().await, handle.stats().await) {
         (Ok(workers), Ok(methods), Ok(stats)) => render(&workers, &methods, &stats, key),
         // The engine stops; there is nothing to show any more.
-        _ => include_str!("../../web/page.html").replace("<!-- content -->", "<p>This server is stopping.</p>"),
+        _ => {
+            include_str!("../../web/page.html").replace("<!-- content -->", "<p>This server is stopping.</p>")
+        }
     };
     (HEADERS, Html(html)).into_response()
 }
 
 /// Its style.
 pub(crate) async fn style() -> Response {
-    (HEADERS, [(header::CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("../../web/page.css")).into_response()
+    (HEADERS, [(header::CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("../../web/page.css"))
+        .into_response()
 }
 
 fn render(workers: &[WorkerView], methods: &[MethodView], stats: &Stats, key: bool) -> String {

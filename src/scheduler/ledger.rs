@@ -157,12 +157,16 @@ impl Ledger {
     pub(crate) fn restore(&mut self, row: Row) {
         match row {
             Row::Task(task) => {
+                // Only a repaired store can lack the row that says so more generally.
+                if let State::Leased { lease, .. } = task.state {
+                    self.next_lease = self.next_lease.max(lease + 1);
+                }
                 self.submitted(*task, &mut Vec::new());
             }
             Row::LeasesReserved(below) => {
                 // All of the reserved block may have been handed out.
                 self.leases_reserved = below;
-                self.next_lease = below;
+                self.next_lease = self.next_lease.max(below);
             }
         }
     }

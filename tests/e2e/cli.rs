@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::harness::{PATIENCE, crewcall};
 
 mod calls;
+mod doctor;
 mod tasks;
 mod worker;
 

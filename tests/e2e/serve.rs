@@ -22,7 +22,10 @@ use crate::{
 
 #[test]
 fn it_says_where_it_listens_and_what_it_stores() {
-    let server = Server::start();
+    let durable = Server::start();
+    let store = durable.announcement.last().expect("the store is announced");
+    assert!(store.starts_with("store: embedded (crewcall-data"), "{store}");
+    let server = Server::builder().arg("--ephemeral").start();
     let url = server.url();
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(
