@@ -28,6 +28,11 @@ use crate::{
 };
 
 /// The settings of `serve`. The doc comment of a field is its help text.
+#[allow(
+    rustdoc::bare_urls,
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments are help texts, read in a terminal"
+)]
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Config {
     /// TOML file with settings; its keys are the flags with underscores. An unknown key is an error. Default:

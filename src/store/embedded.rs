@@ -88,7 +88,7 @@ impl Default for StoreOptions {
     }
 }
 
-/// SQLite in a data directory. See the [module](self) for what it survives and what it notices.
+/// SQLite in a data directory. What it survives and what it notices is said at the top of its file.
 #[derive(Debug)]
 pub struct EmbeddedStore {
     dir: PathBuf,
