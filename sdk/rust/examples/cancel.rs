@@ -21,15 +21,21 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut watch = client.watch(submitted.task_id.as_str(), "").await?;
     let mut cancelled = false;
     while let Some(event) = watch.next().await {
-        match event? {
-            WatchEvent::Progress(_) if !cancelled => {
-                cancelled = true;
-                client.cancel(&submitted.task_id, "changed my mind").await?;
-            }
-            WatchEvent::Task(task) if task.state() == TaskState::Cancelled => {
-                println!("the task is cancelled")
-            }
-            _ => {}
+        let event = event?;
+        // What the handler said before the watch began comes with the task itself.
+        let running = match &event {
+            WatchEvent::Progress(_) => true,
+            WatchEvent::Task(task) => task.state() == TaskState::Leased && task.progress.is_some(),
+            WatchEvent::Chunk(_) => false,
+        };
+        if running && !cancelled {
+            cancelled = true;
+            client.cancel(&submitted.task_id, "changed my mind").await?;
+        }
+        if let WatchEvent::Task(task) = event
+            && task.state() == TaskState::Cancelled
+        {
+            println!("the task is cancelled");
         }
     }
     worker.stop().await?;

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    io::Read as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -15,7 +16,7 @@ use crewcall_sdk::{
 use serde_json::json;
 
 use super::{Python, client, hold, now_ms, soon, start, until_begun};
-use crate::harness::Server;
+use crate::harness::{Server, wait};
 
 const LEASE_MS: i64 = 700;
 const QUICK: &str = "lease_ms = 700\nbeat_ms = 200\nresume_ms = 700\n";
@@ -140,9 +141,12 @@ fn the_samples_of_the_sdk_do_what_they_say() {
         command
     };
     let said = |name: &str| {
-        let output = sample(name).output().unwrap();
-        assert!(output.status.success(), "{name}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        let mut child = sample(name).stdout(Stdio::piped()).spawn().unwrap();
+        let status = wait(&mut child);
+        let mut stdout = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        assert!(status.success(), "{name}: {status}: {stdout}");
+        stdout
     };
     let mut worker = sample("worker").spawn().unwrap();
     assert_eq!(said("call"), "1 + 2 = 3\ndoubled: [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]\n");
