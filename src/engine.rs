@@ -155,6 +155,8 @@ pub fn start(limits: Limits, mut store: Box<dyn Store>) -> Result<(Handle, Engin
 fn latest_time(row: &Row) -> Timestamp {
     match row {
         Row::Task(task) => task.changed_at.max(task.created_at),
+        Row::Pause(_, pause) => pause.since,
+        Row::Drain(_, drain) => drain.since,
         Row::LeasesReserved(_) => Timestamp::default(),
     }
 }

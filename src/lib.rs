@@ -38,6 +38,7 @@
 //! - [`store`]: where durable facts lie; [`row`]: their form.
 //! - [`rpc`]: the gRPC edge. [`proto`]: the contract it speaks.
 //! - [`listener`]: the port, guarded. [`shutdown`]: stopping in order.
+//! - [`order`]: what operators ordered and a restart keeps.
 //! - [`clock`]: time as an input. [`error`]: why something was refused: one table of reasons.
 
 pub mod clock;
@@ -45,6 +46,7 @@ pub mod engine;
 pub mod error;
 pub mod handle;
 pub mod listener;
+pub mod order;
 pub mod outbox;
 pub mod row;
 pub mod rpc;

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::clock::Timestamp;
+use crate::order::{Drain, Pause};
 use crate::task::{
     Attempt, Durability, ExpiredReason, Outcome, Payload, RetryPolicy, State, Target, Task, TaskError,
     TaskId, TaskOptions,
@@ -27,6 +28,10 @@ pub enum RowKey {
     Task(TaskId),
     /// Leases below the number in it may have been handed out.
     LeasesReserved,
+    /// A paused method, under the number of the order.
+    Pause(u64),
+    /// A worker that was asked to leave, under the number of the order.
+    Drain(u64),
 }
 
 impl RowKey {
@@ -39,6 +44,8 @@ impl RowKey {
         match self {
             Self::Task(id) => (1, *id.0.as_bytes()),
             Self::LeasesReserved => (2, [0; 16]),
+            Self::Pause(number) => (3, (*number as u128).to_be_bytes()),
+            Self::Drain(number) => (4, (*number as u128).to_be_bytes()),
         }
     }
 
@@ -47,6 +54,14 @@ impl RowKey {
         match kind {
             1 => Some(Self::Task(TaskId(uuid::Uuid::from_bytes(id)))),
             2 => Some(Self::LeasesReserved),
+            3 | 4 => {
+                let number = u128::from_be_bytes(id);
+                match (kind, number >> 64) {
+                    (3, 0) => Some(Self::Pause(number as u64)),
+                    (_, 0) => Some(Self::Drain(number as u64)),
+                    _ => None,
+                }
+            }
             _ => None,
         }
     }
@@ -73,6 +88,10 @@ pub enum Row {
     Task(Box<Task>),
     /// Leases below this may have been handed out.
     LeasesReserved(u64),
+    /// A paused method, and the number of the order.
+    Pause(u64, Box<Pause>),
+    /// A worker that was asked to leave, and the number of the order.
+    Drain(u64, Box<Drain>),
 }
 
 /// A row that cannot be read: it was damaged, or written by something else.
@@ -89,6 +108,8 @@ impl Row {
         match self {
             Self::Task(task) => Self::encode_task(task),
             Self::LeasesReserved(below) => below.encode_to_vec().into(),
+            Self::Pause(_, pause) => PauseRow::from(&**pause).encode_to_vec().into(),
+            Self::Drain(_, drain) => DrainRow::from(&**drain).encode_to_vec().into(),
         }
     }
 
@@ -107,12 +128,70 @@ impl Row {
             RowKey::LeasesReserved => {
                 u64::decode(data).map(Self::LeasesReserved).map_err(|problem| damaged(problem.to_string()))
             }
+            RowKey::Pause(number) => PauseRow::decode(data)
+                .map(|row| Self::Pause(number, Box::new(row.into())))
+                .map_err(|problem| damaged(problem.to_string())),
+            RowKey::Drain(number) => DrainRow::decode(data)
+                .map(|row| Self::Drain(number, Box::new(row.into())))
+                .map_err(|problem| damaged(problem.to_string())),
             RowKey::Task(id) => {
                 let row = TaskRow::decode(data).map_err(|problem| damaged(problem.to_string()))?;
                 let task = row.into_task(id).map_err(|problem| damaged(problem.to_owned()))?;
                 Ok(Self::Task(Box::new(task)))
             }
         }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PauseRow {
+    #[prost(string, tag = "1")]
+    method: String,
+    #[prost(string, tag = "2")]
+    reason: String,
+    #[prost(string, tag = "3")]
+    by: String,
+    #[prost(uint64, tag = "4")]
+    since: u64,
+}
+
+impl From<&Pause> for PauseRow {
+    fn from(pause: &Pause) -> Self {
+        let Pause { method, reason, by, since } = pause.clone();
+        Self { method: method.to_string(), reason, by, since: since.0 }
+    }
+}
+
+impl From<PauseRow> for Pause {
+    fn from(row: PauseRow) -> Self {
+        let PauseRow { method, reason, by, since } = row;
+        Self { method: Arc::from(method), reason, by, since: Timestamp(since) }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DrainRow {
+    #[prost(string, tag = "1")]
+    worker_id: String,
+    #[prost(string, tag = "2")]
+    boot_id: String,
+    #[prost(string, tag = "3")]
+    reason: String,
+    #[prost(uint64, tag = "4")]
+    since: u64,
+}
+
+impl From<&Drain> for DrainRow {
+    fn from(drain: &Drain) -> Self {
+        let Drain { worker_id, boot_id, reason, since } = drain.clone();
+        Self { worker_id: worker_id.to_string(), boot_id, reason, since: since.0 }
+    }
+}
+
+impl From<DrainRow> for Drain {
+    fn from(row: DrainRow) -> Self {
+        let DrainRow { worker_id, boot_id, reason, since } = row;
+        Self { worker_id: Arc::from(worker_id), boot_id, reason, since: Timestamp(since) }
     }
 }
 

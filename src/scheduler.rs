@@ -52,6 +52,7 @@ mod ledger;
 mod lifecycle;
 mod limits;
 mod live;
+mod orders;
 mod queue;
 mod roster;
 mod sessions;

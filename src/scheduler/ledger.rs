@@ -9,7 +9,9 @@ use slab::Slab;
 
 use super::audit::ensure;
 use super::command::WorkerId;
+use super::orders::Orders;
 use crate::clock::Timestamp;
+use crate::order::{Drain, Pause};
 use crate::row::{Row, RowChange, RowKey};
 use crate::task::{ATTEMPTS_KEPT, Attempt, Outcome, State, StateName, Task, TaskId};
 
@@ -41,6 +43,14 @@ pub(crate) enum Record {
     Forgotten { slot: Slot },
     /// Leases below this may have been handed out.
     LeasesReserved { below: u64 },
+    /// Tasks of a method wait until told otherwise; takes the place of an earlier order about it.
+    Paused(Pause),
+    /// They wait no longer.
+    Resumed { method: Arc<str> },
+    /// A worker's process was asked to leave; takes the place of an earlier order about the worker.
+    Drained(Drain),
+    /// It has left, or is not expected any more.
+    DrainOver { worker_id: WorkerId },
 }
 
 /// Everything that must survive.
@@ -53,6 +63,8 @@ pub(crate) struct Ledger {
     keys: HashMap<(Arc<str>, String), Slot>,
     next_lease: u64,
     leases_reserved: u64,
+    pauses: Orders<Pause>,
+    drains: Orders<Drain>,
     bytes: usize,
     counts: [u64; 7],
 }
@@ -92,6 +104,16 @@ impl Ledger {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Slot, &Task)> {
         self.tasks.iter()
+    }
+
+    /// Methods whose tasks wait.
+    pub(crate) fn pauses(&self) -> &Orders<Pause> {
+        &self.pauses
+    }
+
+    /// Workers' processes that were asked to leave.
+    pub(crate) fn drains(&self) -> &Orders<Drain> {
+        &self.drains
     }
 
     /// Reserves leases anew once half of the block is used: the reservation is stored long before the first
@@ -150,6 +172,22 @@ impl Ledger {
                 rows.push(RowChange::Put(RowKey::LeasesReserved, Row::LeasesReserved(below).encode()));
                 0
             }
+            Record::Paused(pause) => {
+                self.pauses.put(pause, rows);
+                0
+            }
+            Record::Resumed { method } => {
+                self.pauses.lift(&method, rows);
+                0
+            }
+            Record::Drained(drain) => {
+                self.drains.put(drain, rows);
+                0
+            }
+            Record::DrainOver { worker_id } => {
+                self.drains.lift(&worker_id, rows);
+                0
+            }
         }
     }
 
@@ -168,6 +206,8 @@ impl Ledger {
                 self.leases_reserved = below;
                 self.next_lease = self.next_lease.max(below);
             }
+            Row::Pause(number, pause) => self.pauses.restore(number, *pause),
+            Row::Drain(number, drain) => self.drains.restore(number, *drain),
         }
     }
 
@@ -182,6 +222,8 @@ impl Ledger {
         if self.leases_reserved > 0 {
             rows.push((RowKey::LeasesReserved, Row::LeasesReserved(self.leases_reserved)));
         }
+        rows.extend(self.pauses.rows());
+        rows.extend(self.drains.rows());
         rows.sort_by_key(|(key, _)| *key);
         rows
     }
@@ -207,6 +249,8 @@ impl Ledger {
         ensure!(counts == self.counts, "counts are {:?}, should be {counts:?}", self.counts);
         ensure!(bytes == self.bytes, "{bytes} bytes, {} counted", self.bytes);
         ensure!(self.index.len() == self.tasks.len() && self.keys.len() == keyed, "an index holds too much");
+        self.pauses.audit()?;
+        self.drains.audit()?;
         ensure!(
             self.next_lease <= self.leases_reserved,
             "leases beyond {} were not reserved",
