@@ -10,7 +10,7 @@
 //! | a silent connection, half a TLS handshake, half an HTTP/2 preface | [`ListenerSettings::handshake_timeout`] |
 //! | request heads dripping in (also of an upgrade), idle keep-alive | [`ListenerSettings::header_timeout`] |
 //! | HTTP/1 bodies dripping in | [`ListenerSettings::body_timeout`] |
-//! | a client that reads nothing | [`ListenerSettings::write_timeout`] |
+//! | a client that reads nothing, or a byte now and then | [`ListenerSettings::write_timeout`] |
 //! | a dead HTTP/2 peer | pings: [`ListenerSettings::keepalive_interval`] |
 //! | too many connections | the caps; more wait in the kernel's queue until one closes |
 //! | rapid resets, CONTINUATION and empty DATA floods, header bombs | h2, with the limits set here |
@@ -49,10 +49,12 @@ use crate::shutdown::Shutdown;
 
 mod admission;
 mod meter;
+mod patience;
 pub mod tls;
 mod transport;
 
 use admission::{Admission, Door};
+use patience::Pace;
 use transport::{Protocol, Stream, TimedBody, Transport};
 
 /// Connections that the kernel holds for us between two accepts: the room for a crew that reconnects at once.
@@ -67,6 +69,10 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// h2 closes a connection at 20 by default; an honest client that cancels a batch of calls at once has more.
 const MAX_PENDING_RESETS: usize = 200;
+/// What the kernel takes of us beyond what is on its way to the client. It tells of room when half of it is gone,
+/// and that must be far less than a client at the lowest rate takes within the write timeout.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 32 * 1024;
 /// How often a condition that lasts is logged.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
@@ -88,8 +94,11 @@ pub struct ListenerSettings {
     pub header_timeout: Duration,
     /// The longest pause within an HTTP/1 request body. Default 30 s.
     pub body_timeout: Duration,
-    /// The longest time in which a client takes none of the data that waits for it. Default 30 s.
+    /// How long data may wait for a client that takes less than `min_write_rate`. Every byte that it takes earns
+    /// it time, up to this much. Default 30 s.
     pub write_timeout: Duration,
+    /// Bytes a second. Who takes what waits at this rate is never too slow. Default 1,024.
+    pub min_write_rate: u32,
     /// How often an HTTP/2 peer is pinged. Default 20 s.
     pub keepalive_interval: Duration,
     /// How long an HTTP/2 peer may take to answer a ping before its connection is closed. Default 10 s.
@@ -106,6 +115,7 @@ impl Default for ListenerSettings {
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
+            min_write_rate: 1_024,
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),
         }
@@ -325,11 +335,16 @@ impl Server {
     async fn open(&self, socket: TcpStream, admission: Admission) -> io::Result<(Transport, Protocol)> {
         // Frames are written whole; waiting to fill a segment only adds the peer's delayed ACK to each call.
         socket.set_nodelay(true)?;
+        // Without it the kernel takes megabytes for a client that does not read, and then says for minutes that
+        // nothing more fits, while the client does read.
+        #[cfg(target_os = "linux")]
+        socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT)?;
         let stream = match &self.tls {
             Some(tls) => Stream::Tls(Box::new(tls.accept(socket).await?)),
             None => Stream::Plain(socket),
         };
-        Transport::open(stream, self.settings.write_timeout, admission).await
+        let pace = Pace { timeout: self.settings.write_timeout, min_rate: self.settings.min_write_rate };
+        Transport::open(stream, pace, admission).await
     }
 }
 

@@ -102,10 +102,16 @@ pub(crate) struct Config {
           default_value = "30s", value_parser = timeout)]
     pub(crate) body_timeout: Duration,
 
-    /// The longest time in which a client takes none of the data that waits for it
+    /// How long data may wait for a client that takes less of it than the minimum rate; then it is cut
     #[arg(long, value_name = "DURATION", env = "CREWCALL_WRITE_TIMEOUT",
           default_value = "30s", value_parser = timeout)]
     pub(crate) write_timeout: Duration,
+
+    /// Bytes a second at which a client must take what waits for it; every byte taken earns it time, up to the
+    /// write timeout
+    #[arg(long, value_name = "BYTES", env = "CREWCALL_MIN_WRITE_RATE",
+          default_value = "1024", value_parser = count)]
+    pub(crate) min_write_rate: u32,
 
     /// How often an HTTP/2 peer is pinged
     #[arg(long, value_name = "DURATION", env = "CREWCALL_KEEPALIVE_INTERVAL",
@@ -170,6 +176,7 @@ impl Config {
             header_timeout: self.header_timeout,
             body_timeout: self.body_timeout,
             write_timeout: self.write_timeout,
+            min_write_rate: self.min_write_rate,
             keepalive_interval: self.keepalive_interval,
             keepalive_timeout: self.keepalive_timeout,
         }

@@ -26,7 +26,7 @@ pub(crate) async fn guard(State(allowed): State<Arc<[String]>>, request: Request
     let host = host(&request).unwrap_or_default().to_owned();
     match check(request.method(), &host, request.headers(), upgrade, &allowed) {
         Ok(()) => next.run(request).await,
-        Err(problem) => problem.into_response(),
+        Err(problem) => problem.at(request.uri().path()),
     }
 }
 

@@ -49,12 +49,10 @@ pub struct Settings {
     pub legacy_open_encrypted: bool,
     /// How often a legacy worker is pinged. One that is silent for three times as long is cut.
     pub legacy_ping_interval: Duration,
-    /// The longest time in which a legacy worker takes none of what waits for it.
-    pub legacy_write_timeout: Duration,
 }
 
 impl Settings {
-    /// The defaults: result hold 4 s, ping interval 30 s, write timeout 30 s, nothing opened, no key.
+    /// The defaults: result hold 4 s, ping interval 30 s, nothing opened, no key.
     pub fn new(shutdown: Shutdown) -> Self {
         Self {
             shutdown,
@@ -63,7 +61,6 @@ impl Settings {
             legacy_result_hold: Duration::from_secs(4),
             legacy_open_encrypted: false,
             legacy_ping_interval: Duration::from_secs(30),
-            legacy_write_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -76,7 +73,6 @@ impl fmt::Debug for Settings {
             .field("legacy_result_hold", &self.legacy_result_hold)
             .field("legacy_open_encrypted", &self.legacy_open_encrypted)
             .field("legacy_ping_interval", &self.legacy_ping_interval)
-            .field("legacy_write_timeout", &self.legacy_write_timeout)
             .finish_non_exhaustive()
     }
 }

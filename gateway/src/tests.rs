@@ -39,6 +39,11 @@ impl Server {
     /// With settings that the test changes. Results are held for longer than any test takes, so that asking
     /// for one is waiting for it.
     async fn start(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::start_on(ListenerSettings::default(), change).await
+    }
+
+    /// The same, on a port with these settings.
+    async fn start_on(port: ListenerSettings, change: impl FnOnce(&mut Settings)) -> Self {
         let shutdown = Shutdown::new();
         let mut settings = Settings::new(shutdown.clone());
         settings.legacy_result_hold = PATIENCE;
@@ -48,8 +53,7 @@ impl Server {
         let app = Router::new().merge(routes.clone()).fallback_service(fallback(routes));
         let listener = listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let settings = ListenerSettings::default();
-        let edges = tokio::spawn(listener::serve(listener, None, app, settings, shutdown.clone()));
+        let edges = tokio::spawn(listener::serve(listener, None, app, port, shutdown.clone()));
         Self { address, handle, shutdown, edges, _engine: engine }
     }
 

@@ -18,7 +18,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -54,7 +53,6 @@ const DOCUMENT_OVERHEAD: usize = 4 << 20;
 struct Edge {
     handle: Handle,
     worker_key: Option<String>,
-    write_timeout: Duration,
     shutdown: Shutdown,
 }
 
@@ -73,12 +71,7 @@ impl Edge {
 
 /// The routes of REST v1.
 pub(crate) fn routes(handle: Handle, settings: &Settings) -> Router {
-    let edge = Edge {
-        handle,
-        worker_key: settings.worker_key.clone(),
-        write_timeout: settings.legacy_write_timeout,
-        shutdown: settings.shutdown.clone(),
-    };
+    let edge = Edge { handle, worker_key: settings.worker_key.clone(), shutdown: settings.shutdown.clone() };
     let allowed: Arc<[String]> = settings.allowed_origins.clone().into();
     documented()
         .split_for_parts()

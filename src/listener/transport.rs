@@ -16,7 +16,11 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::{admission::Admission, meter::FrameMeter};
+use super::{
+    admission::Admission,
+    meter::FrameMeter,
+    patience::{Pace, Patience},
+};
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -43,8 +47,7 @@ pub(super) struct Transport {
     /// What was read to find the protocol, to be read again.
     prefix: Bytes,
     meter: Option<FrameMeter>,
-    write_timeout: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
     _admission: Admission,
 }
 
@@ -56,7 +59,7 @@ impl Transport {
     /// `UnexpectedEof` when the client closes before a single byte; else what the socket says.
     pub(super) async fn open(
         mut stream: Stream,
-        write_timeout: Duration,
+        pace: Pace,
         admission: Admission,
     ) -> io::Result<(Self, Protocol)> {
         let mut prefix = BytesMut::with_capacity(HTTP2_PREFACE.len());
@@ -77,31 +80,29 @@ impl Transport {
             stream,
             prefix: prefix.freeze(),
             meter: (protocol == Protocol::Http2).then(FrameMeter::new),
-            write_timeout,
-            stalled: None,
+            patience: Patience::new(pace),
             _admission: admission,
         };
         Ok((transport, protocol))
     }
 
-    /// Passes a write's answer on, or ends the connection of a client that takes nothing for too long: the
-    /// memory of what waits for it belongs to others.
-    fn watch_write<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
-        ready!(stalled.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("the client took no data for {:?}", self.write_timeout),
-        )))
-    }
-
-    fn count_sent(&mut self, written: &Poll<io::Result<usize>>) {
-        if let (Some(meter), Poll::Ready(Ok(bytes))) = (&mut self.meter, written) {
-            meter.sent(*bytes);
+    /// Passes a write's answer on, or ends the connection of a client that is too slow: the memory of what waits
+    /// for it belongs to others.
+    fn watch_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(Ok(bytes)) => {
+                self.patience.taken(*bytes);
+                if let Some(meter) = &mut self.meter {
+                    meter.sent(*bytes);
+                }
+                written
+            }
+            Poll::Ready(Err(_)) => written,
+            Poll::Pending => self.patience.poll_lost(cx).map(Err),
         }
     }
 }
@@ -131,7 +132,6 @@ impl AsyncWrite for Transport {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let written = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.count_sent(&written);
         this.watch_write(cx, written)
     }
 
@@ -142,7 +142,6 @@ impl AsyncWrite for Transport {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.count_sent(&written);
         this.watch_write(cx, written)
     }
 
@@ -153,13 +152,13 @@ impl AsyncWrite for Transport {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let flushed = Pin::new(&mut this.stream).poll_flush(cx);
-        this.watch_write(cx, flushed)
+        this.watch_write(cx, flushed.map_ok(|()| 0)).map_ok(|_| ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let closed = Pin::new(&mut this.stream).poll_shutdown(cx);
-        this.watch_write(cx, closed)
+        this.watch_write(cx, closed.map_ok(|()| 0)).map_ok(|_| ())
     }
 }
 

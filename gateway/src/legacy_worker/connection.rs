@@ -10,6 +10,7 @@
 //! The three run side by side in one tokio task; the first to end ends all. So a worker that does not read
 //! keeps nobody waiting but its own writer, and that only for a time.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -62,7 +63,7 @@ enum End {
     Registration(String),
     /// Nothing was heard for so long.
     Silent(Duration),
-    /// Took nothing of what was sent to it.
+    /// Took too little of what was sent to it.
     Unread,
     /// The scheduler ended the session, or refused it.
     Session(Error),
@@ -73,6 +74,13 @@ enum End {
 }
 
 impl End {
+    fn broken(error: tungstenite::Error) -> Self {
+        match error {
+            tungstenite::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => Self::Unread,
+            error => Self::Broken(error),
+        }
+    }
+
     /// What the callers of its tasks read.
     fn told_to_callers(&self) -> &'static str {
         match self {
@@ -172,7 +180,7 @@ impl Connection {
         while let Some(message) = stream.next().await {
             let message = match message {
                 Ok(message) => message,
-                Err(error) => return End::Broken(error),
+                Err(error) => return End::broken(error),
             };
             self.hear();
             let text: Bytes = match message {
@@ -334,14 +342,10 @@ impl Connection {
             }
             sink.flush().await
         };
-        match timeout(self.legacy.settings.legacy_write_timeout, sending).await {
-            Ok(Ok(())) => {
-                self.writing.store(false, Ordering::Relaxed);
-                Ok(())
-            }
-            Ok(Err(error)) => Err(End::Broken(error)),
-            Err(_) => Err(End::Unread),
-        }
+        // How long this may take is the port's rule (`--write-timeout`).
+        sending.await.map_err(End::broken)?;
+        self.writing.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     // --- keeper -----------------------------------------------------------------------------------

@@ -163,14 +163,22 @@ async fn websocket_pongs_and_any_message_are_life() {
     reading.abort();
 }
 
-#[tokio::test]
-async fn a_worker_that_stops_reading_is_cut_and_hurts_nobody_else() {
-    let stuck_for = Duration::from_secs(2);
-    let server = Server::start(|settings| settings.legacy_write_timeout = stuck_for).await;
+/// A worker that does not read, and the task that waits for it: more than the kernel takes for a client like this.
+async fn stuck_worker(server: &Server) -> (TcpStream, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let socket = socket.connect(server.address).await.unwrap();
-    let stuck = mute_worker(&server, &["m", "only"], socket).await;
+    let stuck = mute_worker(server, &["m", "only"], socket).await;
+    let params = format!("\"{}\"", "x".repeat(4_000_000));
+    (stuck, submit(server, "only", &params).await)
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_reading_hurts_nobody_else() {
+    // Nothing is cut in this test, however slow the machine is.
+    let port = ListenerSettings { write_timeout: PATIENCE * 100, ..ListenerSettings::default() };
+    let server = Server::start_on(port, |settings| settings.legacy_ping_interval = PATIENCE * 100).await;
+    let (_stuck, _task) = stuck_worker(&server).await;
     let mut reader = Worker::join(&server, "m").await;
     let answering = tokio::spawn(async move {
         loop {
@@ -178,28 +186,21 @@ async fn a_worker_that_stops_reading_is_cut_and_hurts_nobody_else() {
             reader.answer(&id, "1").await;
         }
     });
-
-    // Far more than the kernel's buffers hold.
-    let params = format!("\"{}\"", "x".repeat(1 << 20));
-    let mut held = Vec::new();
-    for _ in 0..32 {
-        held.push(submit(&server, "only", &params).await);
-    }
-    // Long before the stuck worker is cut, the other one serves.
-    let began = Instant::now();
     for _ in 0..10 {
         let id = submit(&server, "m", "1").await;
         assert_eq!(result(&server, &id).await, done(&id, json!(1)));
     }
-    assert!(began.elapsed() < stuck_for, "calls took {:?} beside a stuck worker", began.elapsed());
     assert_eq!(server.handle.workers().await.unwrap().len(), 2);
-
-    for id in &held {
-        assert_eq!(result(&server, id).await, failed(id, "Worker timeout"));
-    }
-    server.workers(1).await;
     answering.abort();
-    drop(stuck);
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_reading_is_cut() {
+    let port = ListenerSettings { write_timeout: Duration::from_millis(500), ..ListenerSettings::default() };
+    let server = Server::start_on(port, |_| {}).await;
+    let (_stuck, id) = stuck_worker(&server).await;
+    assert_eq!(result(&server, &id).await, failed(&id, "Worker timeout"));
+    server.workers(0).await;
 }
 
 #[tokio::test]

@@ -92,10 +92,8 @@ fn check_key(edge: &Edge, shown: &str) -> Result<(), Error> {
 enum End {
     /// In order: after `bye`.
     Done,
-    /// The worker, or its connection, has gone.
+    /// The worker, or its connection, has gone, or took too little of what waited for it.
     Gone,
-    /// It takes nothing any more, so it cannot be told.
-    Stuck,
     /// For a reason that the worker is told.
     Because(u16, Problem),
 }
@@ -135,7 +133,7 @@ async fn serve(edge: Arc<Edge>, socket: WebSocket, peer: SocketAddr, authorized:
     };
     tracing::debug!(%peer, ?end, "a worker's WebSocket ends");
     let close = match end {
-        End::Gone | End::Stuck => return,
+        End::Gone => return,
         End::Done => CloseFrame { code: close_code::NORMAL, reason: "bye".into() },
         End::Because(code, problem) => {
             let said = sink.send(Message::Text(ending(&problem).into()));
@@ -175,7 +173,7 @@ async fn session(
     leases.held.lock().extend(&welcomed.keep);
     let (refused, refusals) = mpsc::channel(REFUSALS);
     let heard = Arc::new(Notify::new());
-    send(edge, sink, welcome(&welcomed, edge.handle.limits())).await?;
+    send(sink, welcome(&welcomed, edge.handle.limits())).await?;
     let reader = read_all(inbound, *first, &session, &leases, refused, &heard);
     let writer = write_all(edge, sink, &session, &leases, refusals, &heard);
     tokio::select! {
@@ -345,19 +343,19 @@ async fn write_all(
                 leases.given(&items);
                 moving |= items.iter().any(|item| matches!(item, SessionItem::Tell(Tell::Move(_))));
                 for message in messages(&items) {
-                    send(edge, sink, message).await?;
+                    send(sink, message).await?;
                 }
                 items.clear();
             }
             _ = refused.recv_many(&mut entries, REFUSALS), if !refused.is_closed() => {
                 if !entries.is_empty() {
-                    send(edge, sink, refusals(&entries)).await?;
+                    send(sink, refusals(&entries)).await?;
                     entries.clear();
                 }
             }
             () = leases.changed.notified(), if moving => {}
             () = heard.notified() => quiet.reset(),
-            _ = quiet.tick() => send_message(edge, sink, Message::Ping(Bytes::new())).await?,
+            _ = quiet.tick() => send_message(sink, Message::Ping(Bytes::new())).await?,
             () = edge.shutdown.cutting() => {
                 return Err(Error::new(Reason::ShuttingDown, "the server stops now").into());
             }
@@ -365,23 +363,11 @@ async fn write_all(
     }
 }
 
-async fn send(edge: &Edge, sink: &mut SplitSink<WebSocket, Message>, text: String) -> Result<(), End> {
-    send_message(edge, sink, Message::Text(text.into())).await
+async fn send(sink: &mut SplitSink<WebSocket, Message>, text: String) -> Result<(), End> {
+    send_message(sink, Message::Text(text.into())).await
 }
 
-/// A whole message must be taken in time: a worker that takes a byte now and then is as stuck as one that
-/// takes none.
-async fn send_message(
-    edge: &Edge,
-    sink: &mut SplitSink<WebSocket, Message>,
-    message: Message,
-) -> Result<(), End> {
-    match timeout(edge.write_timeout, sink.send(message)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(End::Gone),
-        Err(_) => {
-            tracing::warn!(limit = ?edge.write_timeout, "a worker took no whole message in time; it is cut off");
-            Err(End::Stuck)
-        }
-    }
+/// How long this may take is the port's rule (`--write-timeout`).
+async fn send_message(sink: &mut SplitSink<WebSocket, Message>, message: Message) -> Result<(), End> {
+    sink.send(message).await.map_err(|_| End::Gone)
 }
