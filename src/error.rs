@@ -76,6 +76,8 @@ reasons! {
     TaskEnded = "task_ended" => Precondition;
     /// The task has not ended yet.
     TaskNotEnded = "task_not_ended" => Precondition;
+    /// The task is not a dead letter.
+    TaskNotDead = "task_not_dead" => Precondition;
     /// The queue of the method is full.
     QueueFull = "queue_full" => Exhausted;
     /// The server holds as many tasks, or bytes, as it may.

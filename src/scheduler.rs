@@ -27,17 +27,21 @@ pub use command::{
     AttemptEnd, AttemptResult, Command, ConnId, Cursor, Filter, Frame, Hello, PoolSpec, SessionId, Update,
     Waiter, WorkerId,
 };
+pub use dead_letters::{DeadChange, DeadChanged, DeadFilter, DeadPlace, DeadSelection};
 pub use effect::{
-    Accepted, Assign, Effect, EffectKind, Event, EventKind, Explanation, MethodView, PoolView, Reply, Stats,
-    TaskView, Tell, Totals, Welcome, WorkerState, WorkerView,
+    Accepted, Assign, Effect, EffectKind, Event, EventKind, Explanation, MethodView, PoolView, Reply, Room,
+    Stats, TaskView, Tell, Totals, Welcome, WorkerState, WorkerView,
 };
 pub use limits::Limits;
+pub use pauses::Paused;
 
 use crate::clock::Timestamp;
 use crate::error::{Error, Reason};
 use crate::row::{Row, RowChange, RowKey};
 use crate::task::{State, StateName, TaskId};
+use dead_letters::DeadLetters;
 use deadlines::{Deadlines, Due};
+use drains::Absent;
 use ledger::{Ledger, Record, Slot};
 use live::{Chain, List, Live};
 use roster::Roster;
@@ -45,14 +49,17 @@ use watch::Watchers;
 
 mod audit;
 mod command;
+mod dead_letters;
 mod deadlines;
 mod dispatch;
+mod drains;
 mod effect;
 mod ledger;
 mod lifecycle;
 mod limits;
 mod live;
 mod orders;
+mod pauses;
 mod queue;
 mod roster;
 mod sessions;
@@ -95,6 +102,9 @@ pub struct Scheduler {
     stopping: bool,
     /// Why durable work is refused.
     store_full: Option<String>,
+    /// As the engine measured it last.
+    store_bytes: u64,
+    store_max_bytes: Option<u64>,
     ledger: Ledger,
     lives: Slab<Live>,
     /// All tasks, oldest first.
@@ -106,10 +116,14 @@ pub struct Scheduler {
     /// Leases of restored tasks whose worker has not come back, for the worker that names them.
     orphans: BTreeMap<u64, Slot>,
     deadlines: Deadlines,
+    dead: DeadLetters,
+    absent: Absent,
     watchers: Watchers,
     next_session: u64,
     /// See `sessions.rs`.
     strays_left: u32,
+    /// Until then a worker may have been heard without the scheduler having been told; see `sessions.rs`.
+    hearing_until: Timestamp,
     /// Of the tasks that became ready.
     next_place: u64,
     totals: Totals,
@@ -125,6 +139,8 @@ impl Scheduler {
             now: Timestamp::default(),
             stopping: false,
             store_full: None,
+            store_bytes: 0,
+            store_max_bytes: None,
             ledger: Ledger::default(),
             lives: Slab::new(),
             by_age: List::new(Chain::Age),
@@ -133,9 +149,12 @@ impl Scheduler {
             roster: Roster::default(),
             orphans: BTreeMap::new(),
             deadlines: Deadlines::default(),
+            dead: DeadLetters::default(),
+            absent: Absent::default(),
             watchers: Watchers::default(),
             next_session: 1,
             strays_left: 0,
+            hearing_until: Timestamp::default(),
             next_place: 0,
             totals: Totals::default(),
         }
@@ -152,6 +171,7 @@ impl Scheduler {
         let latest = scheduler.ledger.iter().map(|(_, task)| task.changed_at).max().unwrap_or_default();
         scheduler.now = now.max(latest);
         scheduler.started_at = scheduler.now;
+        scheduler.adopt_orders();
         scheduler.adopt_restored_tasks();
         scheduler
     }
@@ -168,6 +188,12 @@ impl Scheduler {
         self.store_full = reason;
     }
 
+    /// What the store takes on the disk, and the most it may take: for Stats.
+    pub fn store_measured(&mut self, bytes: u64, max_bytes: Option<u64>) {
+        self.store_bytes = bytes;
+        self.store_max_bytes = max_bytes;
+    }
+
     /// The limits in force.
     pub fn limits(&self) -> &Limits {
         &self.limits
@@ -181,7 +207,7 @@ impl Scheduler {
     /// When `tick` has something to do next.
     pub fn due(&self) -> Option<Timestamp> {
         let answered = self.answered.head().map(|slot| self.ledger.task(slot).forget_at);
-        [self.deadlines.next(), answered].into_iter().flatten().min()
+        [self.deadlines.next(), answered, self.absent.next()].into_iter().flatten().min()
     }
 
     /// Tasks in each state, in the order of [`StateName::ALL`](crate::task::StateName::ALL).
@@ -218,7 +244,15 @@ impl Scheduler {
             Command::Workers { waiter } => self.list_workers(waiter, out),
             Command::Methods { waiter } => self.list_methods(waiter, out),
             Command::Stats { waiter } => self.stats(waiter, out),
-            Command::Drain { worker_id, reason, waiter } => self.drain(&worker_id, &reason, waiter, out),
+            Command::Drain { worker_id, reason, waiter } => self.drain(&worker_id, reason, waiter, out),
+            Command::Pause { method, reason, by, waiter } => self.pause(method, reason, by, waiter, out),
+            Command::Resume { method, waiter } => self.resume_method(&method, waiter, out),
+            Command::ListDead { filter, after, limit, waiter } => {
+                self.list_dead(&filter, after, limit, waiter, out);
+            }
+            Command::ChangeDead { change, selection, dry_run, waiter } => {
+                self.change_dead(change, selection, dry_run, waiter, out);
+            }
             Command::Shutdown => self.shutdown(out),
         }
     }
@@ -238,6 +272,7 @@ impl Scheduler {
             }
             self.forget(slot, out);
         }
+        self.drains_due(out);
     }
 
     fn advance(&mut self, now: Timestamp) {
@@ -274,6 +309,14 @@ impl Scheduler {
             State::Ended(_) => task.forget_at,
         };
         self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, at);
+    }
+
+    fn adopt_orders(&mut self) {
+        let paused: Vec<_> = self.ledger.pauses().iter().map(|pause| pause.method.clone()).collect();
+        for method in paused {
+            self.roster.set_paused(&method, true);
+        }
+        self.expect_drained_workers();
     }
 
     fn adopt_restored_tasks(&mut self) {
@@ -315,6 +358,7 @@ impl Scheduler {
         live.route = route;
         live.ready_since = ready_since;
         self.by_age.push_back(&mut self.lives, slot);
+        self.note_death(slot);
         self.reschedule(slot);
     }
 }

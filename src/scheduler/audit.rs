@@ -34,6 +34,10 @@ impl Scheduler {
         self.audit_sessions()?;
         self.audit_deadlines()?;
         self.audit_watchers()?;
+        self.audit_dead()?;
+        self.audit_drains()?;
+        let paused = self.ledger.pauses().iter().map(|pause| &pause.method);
+        ensure!(paused.eq(self.roster.paused()), "paused methods of ledger and roster differ");
         let mut tasks_of_routes = BTreeMap::new();
         for (slot, task) in self.ledger.iter() {
             let live = &self.lives[slot];

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::dead_letters::{DeadChange, DeadFilter, DeadPlace, DeadSelection};
 use crate::task::{Method, NewTask, Payload, Progress, StateName, TaskError, TaskId};
 
 /// Where an answer goes. Opaque to the scheduler: the engine makes it and understands it.
@@ -166,6 +167,46 @@ pub enum Command {
         /// Who asks.
         waiter: Waiter,
     },
+    /// Let a method's tasks wait.
+    Pause {
+        /// Which.
+        method: String,
+        /// For people.
+        reason: String,
+        /// Who says so; for people.
+        by: String,
+        /// Who asks.
+        waiter: Waiter,
+    },
+    /// Let them wait no longer.
+    Resume {
+        /// Which.
+        method: String,
+        /// Who asks.
+        waiter: Waiter,
+    },
+    /// A page of dead letters, those that died last first.
+    ListDead {
+        /// Which.
+        filter: DeadFilter,
+        /// Where the page before ended.
+        after: Option<DeadPlace>,
+        /// At most so many.
+        limit: usize,
+        /// Who asks.
+        waiter: Waiter,
+    },
+    /// Run dead letters again, or forget them.
+    ChangeDead {
+        /// What.
+        change: DeadChange,
+        /// Which.
+        selection: DeadSelection,
+        /// Only say what would be changed.
+        dry_run: bool,
+        /// Who asks.
+        waiter: Waiter,
+    },
     /// The server stops: no new tasks, no new workers, and every worker is asked to leave.
     Shutdown,
 }
@@ -188,7 +229,11 @@ impl Command {
             | Self::Workers { waiter }
             | Self::Methods { waiter }
             | Self::Stats { waiter }
-            | Self::Drain { waiter, .. } => *waiter = to,
+            | Self::Drain { waiter, .. }
+            | Self::Pause { waiter, .. }
+            | Self::Resume { waiter, .. }
+            | Self::ListDead { waiter, .. }
+            | Self::ChangeDead { waiter, .. } => *waiter = to,
             Self::Unwatch { .. } | Self::Frame { .. } | Self::Broken { .. } | Self::Shutdown => {}
         }
     }

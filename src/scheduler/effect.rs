@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::command::{ConnId, Cursor, SessionId, Waiter, WorkerId};
+use super::dead_letters::{DeadChanged, DeadPlace};
+use super::pauses::Paused;
 use crate::clock::Timestamp;
 use crate::error::Error;
+use crate::order::Pause;
 use crate::task::{
     Attempt, Chunk, Method, Outcome, Payload, Progress, State, StateName, TaskId, TaskOptions,
 };
@@ -61,6 +64,17 @@ pub enum Reply {
     Stats(Box<Stats>),
     /// To Drain.
     Draining,
+    /// To Pause.
+    Paused(Box<Paused>),
+    /// To Resume.
+    Resumed {
+        /// The method was paused.
+        was_paused: bool,
+    },
+    /// To ListDead. The place is where the next page begins.
+    DeadLetters(Vec<TaskView>, Option<DeadPlace>),
+    /// To ChangeDead.
+    DeadChanged(DeadChanged),
 }
 
 /// A task that was accepted.
@@ -253,6 +267,8 @@ pub struct MethodView {
     pub workers: u32,
     /// Tasks of any version that wait for a worker.
     pub ready: u64,
+    /// They wait because an operator says so.
+    pub paused: Option<Pause>,
 }
 
 /// Counts of tasks and workers.
@@ -266,6 +282,29 @@ pub struct Stats {
     pub workers: u32,
     /// Since the first command.
     pub uptime_ms: u64,
+    /// Methods whose tasks wait because an operator says so.
+    pub paused_methods: u32,
+    /// Room for tasks, used and in all.
+    pub room: Room,
+}
+
+/// How much is used of what there is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// The most tasks that may be known.
+    pub max_tasks: u64,
+    /// Payloads and outcomes held in memory, in bytes.
+    pub memory_bytes: u64,
+    /// The most that those may take.
+    pub max_memory_bytes: u64,
+    /// Dead letters beyond so many are kept no longer than any other ended task.
+    pub max_dead: u64,
+    /// Bytes of disk that the store takes.
+    pub store_bytes: u64,
+    /// The most that its tables may take; `None` is as much as there is.
+    pub max_store_bytes: Option<u64>,
+    /// Why the store takes nothing more; `None` while it does.
+    pub store_full: Option<String>,
 }
 
 impl Stats {

@@ -17,7 +17,7 @@ use crate::task::{
 
 /// Longest texts kept; longer ones are cut.
 const MESSAGE_BYTES: usize = 16 << 10;
-const REASON_BYTES: usize = 1 << 10;
+pub(super) const REASON_BYTES: usize = 1 << 10;
 /// Bounds of options.
 const KEY_BYTES: usize = 256;
 const METADATA_ENTRIES: usize = 32;
@@ -120,7 +120,7 @@ impl Scheduler {
     }
 
     /// Whether the store can take what a durable task needs.
-    fn check_store(&self, durable: bool) -> Result<()> {
+    pub(super) fn check_store(&self, durable: bool) -> Result<()> {
         match &self.store_full {
             Some(reason) if durable => Err(Error::new(Reason::StoreUnavailable, reason.clone())),
             _ => Ok(()),
@@ -312,12 +312,13 @@ impl Scheduler {
             && !gated
             && task.options.retention_ms.is_none()
             && task.options.idempotency_key.is_empty();
-        let default = if of_caller { self.limits.answered_retention_ms } else { self.limits.retention_ms };
-        let forget_at = self.now + task.options.retention_ms.unwrap_or(default);
+        let default = || self.default_retention_ms(slot, &outcome);
+        let forget_at = self.now + task.options.retention_ms.unwrap_or_else(default);
         for waiter in std::mem::take(&mut self.lives[slot].waiters) {
             out.tell(gated, EffectKind::Reply(waiter, Reply::Ended(id, outcome.clone())));
         }
         self.commit(Record::Ended { slot, outcome, error, forget_at }, out);
+        self.note_death(slot);
         self.changed(slot, out);
         if answered {
             self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, Timestamp::NEVER);
@@ -351,6 +352,7 @@ impl Scheduler {
 
     pub(super) fn forget(&mut self, slot: Slot, out: &mut Output) {
         self.leave_answered(slot);
+        self.leave_dead(slot);
         self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, Timestamp::NEVER);
         self.by_age.remove(&mut self.lives, slot);
         let live = self.lives.remove(slot);
@@ -539,7 +541,14 @@ impl Scheduler {
         if let Err(error) = self.check_store(self.ledger.task(slot).is_durable()) {
             return out.refuse(waiter, error);
         }
+        self.run_again(slot, out);
+        self.reply_task(slot, waiter, out);
+    }
+
+    /// An ended task begins anew: its outcome is withdrawn.
+    pub(super) fn run_again(&mut self, slot: Slot, out: &mut Output) {
         self.leave_answered(slot);
+        self.leave_dead(slot);
         self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, Timestamp::NEVER);
         // Whoever called first has had the answer; this life belongs to nobody's connection.
         self.lives[slot].of_caller = false;
@@ -548,7 +557,6 @@ impl Scheduler {
         self.commit(Record::Withdrawn { slot }, out);
         self.changed(slot, out);
         self.ready(slot, false, out);
-        self.reply_task(slot, waiter, out);
     }
 
     fn reply_task(&mut self, slot: Slot, waiter: Waiter, out: &mut Output) {

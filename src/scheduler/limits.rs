@@ -67,6 +67,20 @@ pub struct Limits {
     pub ageing_ms: u64,
     /// Retention of submitted tasks that name none.
     pub retention_ms: u64,
+    /// Retention of durable tasks that died and name none: the dead letters.
+    pub dead_retention_ms: u64,
+    /// Dead letters kept for `dead_retention_ms`. At the limit a task that dies is kept for `retention_ms`.
+    pub dead_tasks: usize,
+    /// Bytes of those. At the limit likewise.
+    pub dead_bytes: usize,
+    /// Dead letters retried, discarded or named in one request. Over it: `too_many_items`.
+    pub dead_batch: usize,
+    /// Paused methods. At the limit: `server_full`.
+    pub pauses: usize,
+    /// Workers that were asked to leave and have not left. At the limit: `server_full`.
+    pub drains: usize,
+    /// How long a worker that was asked to leave, and is not connected, stays asked.
+    pub drain_ms: u64,
     /// Retention of calls whose caller got the outcome.
     pub answered_retention_ms: u64,
 }
@@ -148,6 +162,13 @@ impl Default for Limits {
             resume_ms: 10_000,
             ageing_ms: 30_000,
             retention_ms: 3_600_000,
+            dead_retention_ms: 2_592_000_000,
+            dead_tasks: 100_000,
+            dead_bytes: 256 << 20,
+            dead_batch: 1_000,
+            pauses: 1_000,
+            drains: 20_000,
+            drain_ms: 3_600_000,
             answered_retention_ms: 60_000,
         }
     }

@@ -39,6 +39,8 @@ pub(crate) struct Session {
     pub(crate) draining: bool,
     pub(crate) joined_at: Timestamp,
     pub(crate) seen_at: Timestamp,
+    /// The `seen_at` for which its silence was given more time.
+    pub(crate) doubted: Option<Timestamp>,
     /// Its entry in the deadlines.
     pub(crate) due: Timestamp,
     pub(crate) pools: Vec<usize>,
@@ -157,6 +159,8 @@ pub(crate) struct Roster {
     methods: BTreeMap<Arc<str>, MethodEntry>,
     /// Names of methods by hash: the tree above serves ordered listings, this one the hot path.
     plain_routes: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
+    /// Methods whose tasks wait: nobody may serve their routes.
+    paused: BTreeSet<Arc<str>>,
     steps: u64,
 }
 
@@ -384,6 +388,13 @@ impl Roster {
 
     /// The offers that may serve the route now, with the version that each would run.
     fn matches_of(&self, key: usize, matches: &mut Vec<(usize, Version)>) {
+        if !self.paused.contains(&self.routes[key].method) {
+            self.fitting(key, matches);
+        }
+    }
+
+    /// The offers that serve what the route is about.
+    fn fitting(&self, key: usize, matches: &mut Vec<(usize, Version)>) {
         let route = &self.routes[key];
         if let Some(entry) = self.methods.get(&route.method) {
             for offer in &entry.offers {
@@ -569,9 +580,37 @@ impl Roster {
         key
     }
 
-    /// Whether a live worker may serve the route.
+    /// Whether a live worker serves what the route is about, paused or not.
     pub(crate) fn is_served(&self, route: usize) -> bool {
-        !self.routes[route].offers.is_empty()
+        if !self.routes[route].offers.is_empty() {
+            return true;
+        }
+        let mut matches = Vec::new();
+        if self.paused.contains(&self.routes[route].method) {
+            self.fitting(route, &mut matches);
+        }
+        !matches.is_empty()
+    }
+
+    /// The method's name, if a worker serves it or tasks of it are known.
+    pub(crate) fn name_of(&self, method: &str) -> Option<Arc<str>> {
+        self.methods.get_key_value(method).map(|(name, _)| Arc::clone(name))
+    }
+
+    /// Lets the tasks of a method wait, or wait no longer. Returns its routes.
+    pub(crate) fn set_paused(&mut self, method: &Arc<str>, paused: bool) -> Vec<usize> {
+        if paused {
+            self.paused.insert(Arc::clone(method));
+        } else {
+            self.paused.remove(method);
+        }
+        let routes = self.methods.get(method).map(|entry| entry.routes.values().copied().collect());
+        self.settle(&routes.unwrap_or_default())
+    }
+
+    /// Paused methods, for the audit.
+    pub(crate) fn paused(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.paused.iter()
     }
 
     /// Forgets the route when no task is left on it and nobody serves its method, so that names sent by

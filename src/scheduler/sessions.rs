@@ -16,8 +16,10 @@ use crate::task::{Method, Outcome, Payload, Progress, State, TaskError, check_me
 
 /// The one version of the session protocol.
 const PROTOCOL: u32 = 1;
-const NAME_BYTES: usize = 128;
+pub(super) const NAME_BYTES: usize = 128;
 const SUMMARY_BYTES: usize = 256;
+/// Enough to read what lies in the sockets, when a deadline is noticed late by however little.
+const UNREAD_MS: u64 = 50;
 const PROGRESS_BYTES: usize = 1 << 10;
 /// Leases a worker does not hold, in one frame, for which it is found out whether another worker holds them;
 /// of more it is told only that they do not stand.
@@ -72,7 +74,10 @@ impl Scheduler {
                 self.resume(key, hello, conn, out);
                 key
             }
-            None => self.open_session(hello, conn, token),
+            None => {
+                let drained = self.stays_drained(&hello.worker_id, &hello.boot_id, out);
+                self.open_session(hello, conn, token, drained)
+            }
         };
         let (keep, drop) = self.settle_leases(key, listed, out);
         let session = &self.roster.sessions[key];
@@ -80,11 +85,12 @@ impl Scheduler {
         let welcome = Welcome { session: id, worker_id, token, keep, drop };
         out.now(EffectKind::Reply(waiter, Reply::Joined(Box::new(welcome))));
         if self.roster.sessions[key].draining {
-            out.now(EffectKind::Tell(conn, Tell::Drain("asked to leave before the stream broke".to_owned())));
+            let reason = self.drain_reason(&self.roster.sessions[key].worker_id);
+            out.now(EffectKind::Tell(conn, Tell::Drain(reason)));
         }
     }
 
-    fn open_session(&mut self, hello: Hello, conn: ConnId, token: u128) -> usize {
+    fn open_session(&mut self, hello: Hello, conn: ConnId, token: u128, drained: bool) -> usize {
         let id = SessionId(self.next_session);
         self.next_session += 1;
         let key = self.roster.add_session(Session {
@@ -93,10 +99,11 @@ impl Scheduler {
             token,
             hello,
             conn: Some(conn),
-            serving: true,
-            draining: false,
+            serving: !drained,
+            draining: drained,
             joined_at: self.now,
             seen_at: self.now,
+            doubted: None,
             due: Timestamp::NEVER,
             pools: Vec::new(),
             leases: HashMap::default(),
@@ -310,7 +317,9 @@ impl Scheduler {
             } else {
                 format!("its worker left: {reason}")
             };
+            let worker_id = Arc::clone(&self.roster.sessions[key].worker_id);
             self.end_session(key, None, &why, out);
+            self.drain_over(&worker_id, out);
         }
     }
 
@@ -492,17 +501,38 @@ impl Scheduler {
 
     pub(super) fn session_due(&mut self, key: usize, out: &mut Output) {
         let session = &mut self.roster.sessions[key];
-        session.due = Timestamp::NEVER;
+        let late = self.now.since(std::mem::replace(&mut session.due, Timestamp::NEVER));
+        let silent = self.now.since(session.seen_at);
+        if session.conn.is_some() && silent < self.limits.lease_ms {
+            return self.watch_silence(key);
+        }
+        if self.may_have_been_missed(key, late) {
+            return;
+        }
+        let session = &self.roster.sessions[key];
         if session.conn.is_none() {
             return self.end_session(key, None, "its worker did not come back", out);
-        }
-        let silent = self.now.since(session.seen_at);
-        if silent < self.limits.lease_ms {
-            return self.watch_silence(key);
         }
         let message = format!("nothing was heard from the worker for {silent} ms; its leases have ended");
         let error = Error::new(Reason::SessionExpired, message);
         self.end_session(key, Some(error), "its worker fell silent", out);
+    }
+
+    /// Someone who finds everybody silent has slept himself: after a pause of the process or its machine, what
+    /// workers have said meanwhile lies unread. Once for each silence, whoever is due then is given the time to
+    /// read it.
+    fn may_have_been_missed(&mut self, key: usize, late: u64) -> bool {
+        if late > 0 {
+            let most = self.limits.beat_ms.max(UNREAD_MS);
+            self.hearing_until = self.hearing_until.max(self.now + late.clamp(UNREAD_MS, most));
+        }
+        let session = &mut self.roster.sessions[key];
+        if self.now >= self.hearing_until || session.doubted == Some(session.seen_at) {
+            return false;
+        }
+        session.doubted = Some(session.seen_at);
+        self.deadlines.set(Due::Session(key), &mut session.due, self.hearing_until);
+        true
     }
 
     /// The deadline is not moved with every frame: when it comes, it looks when the worker was last heard.
@@ -526,7 +556,9 @@ impl Scheduler {
         self.deadlines.set(Due::Session(key), &mut session.due, Timestamp::NEVER);
         let mut touched = self.roster.remove_pools(key);
         touched.extend(routes);
+        let worker_id = Arc::clone(&self.roster.sessions[key].worker_id);
         self.roster.remove_session(key);
+        self.remember_drain(&worker_id);
         touched.retain(|route| self.roster.routes.contains(*route));
         self.serve(&touched, out);
     }
@@ -538,21 +570,11 @@ impl Scheduler {
     }
 
     /// In order, so that the same history always goes the same way.
-    fn leases_of(&self, key: usize) -> BTreeMap<u64, Slot> {
+    pub(super) fn leases_of(&self, key: usize) -> BTreeMap<u64, Slot> {
         self.roster.sessions[key].leases.iter().map(|(lease, slot)| (*lease, *slot)).collect()
     }
 
-    // --- is asked to leave ------------------------------------------------------------------------
-
-    pub(super) fn drain(&mut self, worker_id: &str, reason: &str, waiter: Waiter, out: &mut Output) {
-        let Some(key) = self.roster.session_of_worker(worker_id) else {
-            let message = format!("no worker {worker_id:?} is connected");
-            return out.refuse(waiter, Error::new(Reason::WorkerNotFound, message));
-        };
-        self.roster.sessions[key].draining = true;
-        self.stop_serving(key, Tell::Drain(reason.to_owned()), out);
-        out.now(EffectKind::Reply(waiter, Reply::Draining));
-    }
+    // --- is asked to leave: see also drains.rs ----------------------------------------------------
 
     pub(super) fn shutdown(&mut self, out: &mut Output) {
         self.stopping = true;
@@ -576,7 +598,7 @@ impl Scheduler {
     }
 
     /// Gives the session no more work, tells its worker so, and asks back what has not started.
-    fn stop_serving(&mut self, key: usize, tell: Tell, out: &mut Output) {
+    pub(super) fn stop_serving(&mut self, key: usize, tell: Tell, out: &mut Output) {
         let routes = self.deactivate(key);
         if let Some(conn) = self.roster.sessions[key].conn {
             out.now(EffectKind::Tell(conn, tell));
@@ -592,7 +614,7 @@ impl Scheduler {
     }
 }
 
-fn check_text(field: &str, text: &str, max: usize) -> Result<()> {
+pub(super) fn check_text(field: &str, text: &str, max: usize) -> Result<()> {
     check_bytes(field, text, max)?;
     if text.chars().any(char::is_control) {
         return Err(Error::invalid(field, format_args!("{text:?} has control characters")));
@@ -600,7 +622,7 @@ fn check_text(field: &str, text: &str, max: usize) -> Result<()> {
     Ok(())
 }
 
-fn check_bytes(field: &str, text: &str, max: usize) -> Result<()> {
+pub(super) fn check_bytes(field: &str, text: &str, max: usize) -> Result<()> {
     if text.len() > max {
         return Err(Error::invalid(field, format_args!("{} bytes; at most {max}", text.len())));
     }

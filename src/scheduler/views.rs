@@ -1,8 +1,11 @@
 //! What people and programs may see: tasks, workers, methods, counts, and why a task waits.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use super::command::{Filter, Waiter};
 use super::effect::{
-    EffectKind, Explanation, MethodView, PoolView, Reply, Stats, TaskView, WorkerState, WorkerView,
+    EffectKind, Explanation, MethodView, PoolView, Reply, Room, Stats, TaskView, WorkerState, WorkerView,
 };
 use super::ledger::Slot;
 use super::{Output, Scheduler};
@@ -120,7 +123,7 @@ impl Scheduler {
             }
             State::Delayed { until } => {
                 let wait = until.since(self.now);
-                match task.attempts.last() {
+                let (summary, mut details) = match task.attempts.last() {
                     Some(last) => (
                         format!("It waits {wait} ms more before attempt {}.", task.attempt + 1),
                         vec![format!(
@@ -129,7 +132,9 @@ impl Scheduler {
                         )],
                     ),
                     None => (format!("It is to run in {wait} ms, as asked for."), Vec::new()),
-                }
+                };
+                details.extend(self.pause_of(slot).map(|pause| self.pause_in_words(pause)));
+                (summary, details)
             }
             State::Leased { lease, worker_id } => {
                 let stage = match (live.pool, live.started) {
@@ -161,7 +166,11 @@ impl Scheduler {
             .map(|(_, pool)| *pool)
             .filter(|pool| self.roster.pool_may_serve(*pool, route_key))
             .collect();
-        let summary = if serving.is_empty() {
+        let paused = self.pause_of(slot);
+        details.extend(paused.map(|pause| self.pause_in_words(pause)));
+        let summary = if paused.is_some() {
+            format!("Method {:?} is paused; the task has waited {ms_since} ms.", &*task.method)
+        } else if serving.is_empty() {
             format!("No live worker serves {:?}; it has waited {ms_since} ms.", &*task.method)
         } else if fitting.is_empty() {
             format!(
@@ -258,14 +267,24 @@ impl Scheduler {
     pub(super) fn list_methods(&mut self, waiter: Waiter, out: &mut Output) {
         let mut methods = Vec::new();
         for (name, served, ready) in self.roster.method_entries() {
+            let paused = self.ledger.pauses().get(name).cloned();
             if served.is_empty() && ready > 0 {
-                methods.push(MethodView { name: name.clone(), method: None, workers: 0, ready });
+                methods.push(MethodView { name: name.clone(), method: None, workers: 0, ready, paused });
+                continue;
             }
             for (method, workers) in served.values() {
                 let method = Some(method.clone());
-                methods.push(MethodView { name: name.clone(), method, workers: *workers, ready });
+                let paused = paused.clone();
+                methods.push(MethodView { name: name.clone(), method, workers: *workers, ready, paused });
             }
         }
+        let mut shown: BTreeSet<Arc<str>> = methods.iter().map(|view| view.name.clone()).collect();
+        for pause in self.ledger.pauses().iter().filter(|pause| shown.insert(pause.method.clone())) {
+            let (name, paused) = (pause.method.clone(), Some(pause.clone()));
+            methods.push(MethodView { name, method: None, workers: 0, ready: 0, paused });
+        }
+        // Stable: the versions of a method stay in their order.
+        methods.sort_by(|a, b| a.name.cmp(&b.name));
         out.now(EffectKind::Reply(waiter, Reply::Methods(methods)));
     }
 
@@ -275,6 +294,16 @@ impl Scheduler {
             totals: self.totals,
             workers: self.roster.sessions.len() as u32,
             uptime_ms: self.now.since(self.started_at),
+            paused_methods: self.ledger.pauses().len() as u32,
+            room: Room {
+                max_tasks: self.limits.tasks as u64,
+                memory_bytes: self.ledger.bytes() as u64,
+                max_memory_bytes: self.limits.total_bytes as u64,
+                max_dead: self.limits.dead_tasks as u64,
+                store_bytes: self.store_bytes,
+                max_store_bytes: self.store_max_bytes,
+                store_full: self.store_full.clone(),
+            },
         };
         out.now(EffectKind::Reply(waiter, Reply::Stats(Box::new(stats))));
     }

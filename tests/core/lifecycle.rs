@@ -6,10 +6,13 @@
 mod bench;
 mod calls;
 mod choice;
+mod dead_letters;
 mod deadlines;
+mod drains;
 mod idempotency;
 mod leases;
 mod limits;
+mod pauses;
 mod restore;
 mod retention;
 mod retries;

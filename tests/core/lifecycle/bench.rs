@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crewcall::clock::Timestamp;
 use crewcall::row::{Row, RowChange};
 use crewcall::scheduler::{
-    AttemptEnd, AttemptResult, Command, ConnId, Cursor, EffectKind, EventKind, Filter, Frame, Hello, Limits,
-    Output, PoolSpec, Reply, Scheduler, SessionId, TaskView, Tell, Update, Waiter,
+    AttemptEnd, AttemptResult, Command, ConnId, Cursor, DeadPlace, EffectKind, EventKind, Filter, Frame,
+    Hello, Limits, Output, PoolSpec, Reply, Scheduler, SessionId, TaskView, Tell, Update, Waiter,
 };
 use crewcall::task::{Method, NewTask, Outcome, Payload, Progress, State, TaskError, TaskId, TaskOptions};
 use uuid::Uuid;
@@ -25,6 +25,8 @@ pub(super) struct Bench {
     pub(super) rows: BTreeMap<crewcall::row::RowKey, bytes::Bytes>,
     /// The cursor of the last event.
     pub(super) cursor: Option<Cursor>,
+    /// Where the last request about dead letters stopped.
+    pub(super) place: Option<DeadPlace>,
 }
 
 /// What a verb brought about.
@@ -131,6 +133,7 @@ impl Bench {
             sessions: BTreeMap::new(),
             rows: BTreeMap::new(),
             cursor: None,
+            place: None,
         };
         bench.start();
         bench
@@ -433,12 +436,33 @@ impl Bench {
             Reply::Methods(methods) => {
                 let each = methods.iter().map(|m| {
                     let version = m.method.as_ref().map_or("?", |method| method.version_text.as_str());
-                    format!("{}@{version} workers {} ready {}", m.name, m.workers, m.ready)
+                    let paused = if m.paused.is_some() { " paused" } else { "" };
+                    format!("{}@{version} workers {} ready {}{paused}", m.name, m.workers, m.ready)
                 });
                 each.collect::<Vec<_>>().join(", ")
             }
             Reply::Stats(stats) => format!("{:?} {:?}", stats.tasks, stats.totals),
             Reply::Draining => "draining".into(),
+            Reply::Paused(paused) => {
+                let again = if paused.was_paused { " again" } else { "" };
+                let unknown = if paused.known { "" } else { ", unknown" };
+                format!("paused {}{again}{unknown}", paused.pause.method)
+            }
+            Reply::Resumed { was_paused } => format!("resumed {was_paused}"),
+            Reply::DeadLetters(views, next) => {
+                self.place = *next;
+                let ids: Vec<String> = views.iter().map(|view| name(view.id)).collect();
+                format!("[{}]{}", ids.join(" "), if next.is_some() { " and more" } else { "" })
+            }
+            Reply::DeadChanged(changed) => {
+                self.place = changed.next;
+                let each = changed.results.iter().map(|(id, result)| match result {
+                    Ok(()) => name(*id),
+                    Err(error) => format!("{} {}", name(*id), error.reason.as_str()),
+                });
+                let more = if changed.next.is_some() { " and more" } else { "" };
+                format!("changed [{}]{more}", each.collect::<Vec<_>>().join(", "))
+            }
         }
     }
 }

@@ -54,7 +54,7 @@ fn unspecified_is_the_newest_version_alive() {
     b.credit("w2", 1).gives("w2 runs t2@2.0.0 attempt 1 lease 2");
     b.call("add").gives("");
     // It leaves: the next newest takes over.
-    b.drain("w2").gives("w2 drain (please); w2 recall 2; w1 runs t3@1.0.0 attempt 1 lease 3; draining");
+    b.drain("w2").gives("w2 drain (please); w2 recall 2; w1 runs t3@1.0.0 attempt 1 lease 3; ~draining");
 }
 
 #[test]

@@ -11,7 +11,7 @@ fn a_draining_worker_finishes_and_gets_no_more() {
     b.call("add").gives("w1 runs t1 attempt 1 lease 1");
     b.call("add").gives("w1 runs t2 attempt 1 lease 2");
     b.started("w1", 1).gives("");
-    b.drain("w1").gives("w1 drain (please); w1 recall 2; draining");
+    b.drain("w1").gives("w1 drain (please); w1 recall 2; ~draining");
     b.release("w1", &[2]).gives("");
     b.credit("w1", 99).gives("");
     b.ask(|waiter| Command::Workers { waiter }).gives("w1 Draining");
@@ -26,11 +26,10 @@ fn a_draining_worker_that_resumes_is_told_again() {
     b.crew(worker("w1 add"), 9);
     b.call("add").gives("w1 runs t1 attempt 1 lease 1");
     b.started("w1", 1).gives("");
-    b.drain("w1").gives("w1 drain (please); draining");
+    b.drain("w1").gives("w1 drain (please); ~draining");
     b.broken("w1").gives("");
     b.ask(|waiter| Command::Workers { waiter }).gives("w1 Away");
-    b.resume(worker("w1 add").holds(&[1]))
-        .gives("w1 joined 1 keep [1] drop []; w1 drain (asked to leave before the stream broke)");
+    b.resume(worker("w1 add").holds(&[1])).gives("w1 joined 1 keep [1] drop []; w1 drain (please)");
 }
 
 #[test]
