@@ -122,6 +122,8 @@ pub struct Against {
 pub struct Arm {
     /// Who is in the middle.
     pub server: Server,
+    /// Further flags for `crewcall serve`.
+    pub flags: &'static [&'static str],
     /// Who works.
     pub crew: Crew,
     /// What is there before the first call.
@@ -142,15 +144,16 @@ pub enum Server {
 }
 
 /// The workers of a run: one process with any number of sessions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Crew {
     /// How they speak to the server.
     pub kind: WorkerKind,
     /// How many sessions, each over its own connection. None: no worker process.
     pub workers: u32,
-    /// How many methods in all; spread over the workers, where one cannot hold them. Method 0 is `add`, the
-    /// others are `add1`, `add2` and so on.
+    /// How many methods in all; spread over the workers, where one cannot hold them.
     pub methods: u32,
+    /// Number of the first of them. Method 0 is `add`, the others are `add1`, `add2` and so on.
+    pub first_method: u32,
     /// How many calls each takes at once.
     pub concurrency: u32,
     /// How long a call takes; zero: it is answered where it is read.
@@ -174,8 +177,6 @@ pub enum WorkerKind {
 pub enum Before {
     /// Nothing.
     Nothing,
-    /// So many ephemeral tasks of a method that nobody serves.
-    Queued(u32),
     /// So many tasks that have ended and whose outcome is kept.
     Finished(u32),
 }
@@ -213,6 +214,17 @@ pub enum Load {
         pause: Duration,
         /// Stop after so many calls instead of after the window; zero: the window.
         calls: u64,
+    },
+    /// Calls that wait in the queue of busy workers: each answer makes a new call, so that the queue stays as
+    /// long as it is.
+    Backlog {
+        /// How many wait or run.
+        queued: u32,
+    },
+    /// Awaited calls over one stream; then `Stats` and a page of `List`, timed.
+    Stored {
+        /// How many calls at once.
+        in_flight: u32,
     },
     /// Durable submissions, each acknowledged; nobody works on them.
     Submit {
@@ -259,6 +271,8 @@ pub enum IdleKind {
     Grpc,
     /// `/v1/worker`.
     Websocket,
+    /// `/api/worker/connect`.
+    Legacy,
 }
 
 /// A figure to reach.
@@ -270,8 +284,8 @@ pub struct Goal {
     pub ratio: bool,
     /// At least so much; else at most.
     pub at_least: bool,
-    /// Must be reached.
-    pub gate: f64,
+    /// Must be reached; `None`: there is only the claim.
+    pub gate: Option<f64>,
     /// Is claimed.
     pub goal: f64,
 }
@@ -313,12 +327,16 @@ pub enum Extra {
     MemoryGrowth,
     /// Until the fast answers are back after an overload.
     RecoverMs,
+    /// Answered, but too late to be of use.
+    Late,
     /// Results that never came.
     Lost,
     /// Answers that said done and held nothing.
     Blank,
     /// Results that came twice.
     Doubled,
+    /// Requests for a result, over all calls.
+    Polls,
     /// Latency of `Stats`, in microseconds.
     StatsUs,
     /// Latency of one page of `List`, in microseconds.
@@ -335,9 +353,11 @@ impl Extra {
             Self::Goodput => "goodput",
             Self::MemoryGrowth => "memory_growth",
             Self::RecoverMs => "recover_ms",
+            Self::Late => "late",
             Self::Lost => "lost",
             Self::Blank => "blank",
             Self::Doubled => "doubled",
+            Self::Polls => "polls",
             Self::StatsUs => "stats_us",
             Self::ListUs => "list_us",
         }
@@ -360,9 +380,11 @@ impl Metric {
             Self::Extra(Extra::Goodput) => "goodput",
             Self::Extra(Extra::MemoryGrowth) => "memory growth",
             Self::Extra(Extra::RecoverMs) => "ms to recover",
+            Self::Extra(Extra::Late) => "late",
             Self::Extra(Extra::Lost) => "lost",
             Self::Extra(Extra::Blank) => "blank",
             Self::Extra(Extra::Doubled) => "doubled",
+            Self::Extra(Extra::Polls) => "polls",
             Self::Extra(Extra::StatsUs) => "stats µs",
             Self::Extra(Extra::ListUs) => "list µs",
         }
@@ -372,22 +394,27 @@ impl Metric {
 impl Goal {
     /// Product over floor must be at least this.
     pub const fn ratio_at_least(metric: Metric, gate: f64, goal: f64) -> Self {
-        Self { metric, ratio: true, at_least: true, gate, goal }
+        Self { metric, ratio: true, at_least: true, gate: Some(gate), goal }
     }
 
     /// Product over floor must be at most this.
     pub const fn ratio_at_most(metric: Metric, gate: f64, goal: f64) -> Self {
-        Self { metric, ratio: true, at_least: false, gate, goal }
+        Self { metric, ratio: true, at_least: false, gate: Some(gate), goal }
     }
 
     /// The product's own value must be at most this.
     pub const fn at_most(metric: Metric, gate: f64, goal: f64) -> Self {
-        Self { metric, ratio: false, at_least: false, gate, goal }
+        Self { metric, ratio: false, at_least: false, gate: Some(gate), goal }
     }
 
     /// The product's own value must be at least this.
     pub const fn at_least(metric: Metric, gate: f64, goal: f64) -> Self {
-        Self { metric, ratio: false, at_least: true, gate, goal }
+        Self { metric, ratio: false, at_least: true, gate: Some(gate), goal }
+    }
+
+    /// The same without a gate.
+    pub const fn claim_only(self) -> Self {
+        Self { gate: None, ..self }
     }
 
     /// Whether a value passes the bar.
@@ -396,10 +423,17 @@ impl Goal {
     }
 }
 
+impl Arm {
+    /// A server with nothing in it.
+    pub fn new(server: Server, crew: Crew, load: Load) -> Self {
+        Self { server, flags: &[], crew, before: Before::Nothing, load }
+    }
+}
+
 impl Crew {
     /// One worker with one method that takes as much as comes.
     pub fn one(kind: WorkerKind) -> Self {
-        Self { kind, workers: 1, methods: 1, concurrency: 8192, busy: Duration::ZERO }
+        Self { kind, workers: 1, methods: 1, first_method: 0, concurrency: 8192, busy: Duration::ZERO }
     }
 
     /// Nobody.

@@ -5,11 +5,23 @@
 //! libraries are those of the server it is compared with. It listens on a free port of 127.0.0.1, says so in one
 //! line on stdout, `floor NAME listening on http://ADDRESS`, and ends when its stdin does.
 
-use std::path::PathBuf;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
+use axum::serve::{Listener, ListenerExt as _};
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 use crate::BenchError;
+
+mod idle;
+mod legacy;
+mod log;
+mod outbox;
+mod relay;
+mod rest;
 
 /// Which floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,5 +79,52 @@ pub struct FloorSettings {
 /// # Errors
 /// When it cannot listen, or [`Floor::Log`] cannot write its log.
 pub async fn serve(settings: FloorSettings) -> Result<(), BenchError> {
-    Err(BenchError::Usage(format!("there is no floor {} yet", settings.floor.name())))
+    let log = match (settings.floor, &settings.data_dir) {
+        (Floor::Log, None) => return Err(BenchError::Usage("the floor log needs a data directory".to_owned())),
+        (Floor::Log, Some(directory)) => {
+            std::fs::create_dir_all(directory)?;
+            Some(directory.join("log"))
+        }
+        _ => None,
+    };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    println!("floor {} listening on http://{address}", settings.floor.name());
+    tokio::select! {
+        ended = serve_on(settings.floor, listener, log.as_deref()) => ended?,
+        () = end_of_stdin() => {}
+    }
+    Ok(())
 }
+
+async fn serve_on(floor: Floor, listener: TcpListener, log: Option<&Path>) -> io::Result<()> {
+    match floor {
+        Floor::Relay | Floor::Log => relay::serve(listener, log).await,
+        Floor::Rest => rest::serve(listener).await,
+        Floor::Legacy => legacy::serve(listener).await,
+        Floor::IdleGrpc => idle::serve_grpc(listener).await,
+        Floor::IdleWebsocket => idle::serve_websocket(listener).await,
+    }
+}
+
+/// A thread of its own: tokio's stdin would keep the runtime from ending.
+async fn end_of_stdin() {
+    let (ended, end) = oneshot::channel();
+    std::thread::spawn(move || {
+        // An error is an end as well.
+        io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
+        ended.send(()).ok();
+    });
+    end.await.ok();
+}
+
+/// Axum leaves Nagle's algorithm on.
+fn without_delay(listener: TcpListener) -> impl Listener<Addr = SocketAddr> {
+    listener.tap_io(|stream| {
+        // Fails only for a connection that is gone.
+        stream.set_nodelay(true).ok();
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,15 +8,21 @@
 //! alone took. Every result is checked against what was asked.
 //!
 //! # Layout
-//! - [`case`]: what there is to measure: modes, and the matrix of their cases.
-//! - [`run`]: one pair after the other; [`process`]: the processes of one run; [`worker`]: the one with the workers.
-//! - [`load`]: what the client does, a file for each kind; [`meter`]: how it is counted.
+//! - [`case`]: what there is to measure; `matrix`: the cases of each mode and the figures they are held to.
+//! - [`run()`]: one pair after the other; `stage`: one run of a pair; [`process`]: its processes; [`worker`]: the
+//!   one with the workers.
+//! - `load`: what the client does, a file for each kind; [`meter`]: how it is counted; [`task`]: what is called.
 //! - [`floor`]: the bare servers, a file for each.
 //! - [`result`]: what came out, as JSON; `table`: the same for a person.
 
 pub mod case;
+mod channel;
+mod conditions;
+mod files;
 pub mod floor;
-pub mod load;
+mod http1;
+mod load;
+mod matrix;
 pub mod meter;
 pub mod process;
 pub mod result;
@@ -25,6 +31,7 @@ pub mod settings;
 mod stage;
 mod table;
 pub mod task;
+mod websocket;
 pub mod worker;
 
 pub use result::Report;

@@ -5,41 +5,42 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-/// Entries, and what else is to be said with them (`X`, nothing by default).
+/// Entries, and what else is to be said (`X`).
 #[derive(Debug)]
-pub(super) struct Outbox<T, X = ()> {
+pub(super) struct Outbox<T, X> {
     inner: Mutex<Inner<T, X>>,
 }
 
 #[derive(Debug)]
 struct Inner<T, X> {
     entries: Vec<T>,
-    extra: X,
+    extra: Option<X>,
     reader: Option<Waker>,
-    closed: bool,
 }
 
-impl<T, X: Default> Default for Outbox<T, X> {
+impl<T, X> Default for Outbox<T, X> {
     fn default() -> Self {
-        let inner = Inner { entries: Vec::new(), extra: X::default(), reader: None, closed: false };
-        Self { inner: Mutex::new(inner) }
+        Self { inner: Mutex::new(Inner { entries: Vec::new(), extra: None, reader: None }) }
     }
 }
 
-impl<T, X: Default + PartialEq> Outbox<T, X> {
+impl<T, X> Outbox<T, X> {
     pub(super) fn push(&self, entry: T) {
         self.update(|entries, _| entries.push(entry));
     }
 
-    pub(super) fn extend(&self, more: impl IntoIterator<Item = T>) {
-        self.update(|entries, _| entries.extend(more));
+    pub(super) fn extend(&self, mut more: Vec<T>) {
+        self.update(|entries, _| match entries.is_empty() {
+            true => mem::swap(entries, &mut more),
+            false => entries.append(&mut more),
+        });
     }
 
     /// Changes what waits, and wakes whoever writes it.
-    pub(super) fn update(&self, change: impl FnOnce(&mut Vec<T>, &mut X)) {
+    pub(super) fn update(&self, change: impl FnOnce(&mut Vec<T>, &mut Option<X>)) {
         let mut inner = self.inner.lock();
-        let inner_now = &mut *inner;
-        change(&mut inner_now.entries, &mut inner_now.extra);
+        let now = &mut *inner;
+        change(&mut now.entries, &mut now.extra);
         let reader = inner.reader.take();
         drop(inner);
         if let Some(reader) = reader {
@@ -47,30 +48,15 @@ impl<T, X: Default + PartialEq> Outbox<T, X> {
         }
     }
 
-    /// What waits now is the last.
-    pub(super) fn close(&self) {
-        let mut inner = self.inner.lock();
-        inner.closed = true;
-        let reader = inner.reader.take();
-        drop(inner);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
-    }
-
-    /// Moves everything into `taken`, which must be empty, and yields the rest; `None` once it is closed
-    /// and empty.
+    /// Moves every entry into `taken`, which must be empty, and yields what else is to be said.
     pub(super) fn poll_take(&self, cx: &Context<'_>, taken: &mut Vec<T>) -> Poll<Option<X>> {
         let mut inner = self.inner.lock();
-        if inner.entries.is_empty() && inner.extra == X::default() {
-            if inner.closed {
-                return Poll::Ready(None);
-            }
+        if inner.entries.is_empty() && inner.extra.is_none() {
             inner.reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
         mem::swap(&mut inner.entries, taken);
-        Poll::Ready(Some(mem::take(&mut inner.extra)))
+        Poll::Ready(inner.extra.take())
     }
 }
 
@@ -79,19 +65,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_goes_at_once_and_what_is_closed_ends_empty() {
-        let outbox = Outbox::<u32, u32>::default();
+    fn everything_that_gathered_goes_at_once() {
+        let outbox = Outbox::<u32, &str>::default();
         let cx = Context::from_waker(Waker::noop());
         let mut taken = Vec::new();
         assert_eq!(outbox.poll_take(&cx, &mut taken), Poll::Pending);
         outbox.push(1);
-        outbox.extend([2, 3]);
-        outbox.close();
-        assert_eq!(outbox.poll_take(&cx, &mut taken), Poll::Ready(Some(0)));
+        outbox.extend(vec![2, 3]);
+        assert_eq!(outbox.poll_take(&cx, &mut taken), Poll::Ready(None));
         assert_eq!(taken, [1, 2, 3]);
         taken.clear();
-        outbox.update(|_, extra| *extra = 7);
-        assert_eq!(outbox.poll_take(&cx, &mut taken), Poll::Ready(Some(7)));
-        assert_eq!(outbox.poll_take(&cx, &mut taken), Poll::Ready(None));
+        outbox.update(|_, extra| *extra = Some("done"));
+        assert_eq!(outbox.poll_take(&cx, &mut taken), Poll::Ready(Some("done")));
+        assert_eq!(outbox.poll_take(&cx, &mut taken), Poll::Pending);
     }
 }
