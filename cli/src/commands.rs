@@ -13,6 +13,7 @@ use crate::{
     view,
 };
 
+mod bench;
 mod call;
 mod control;
 mod dev;
@@ -28,6 +29,7 @@ mod tasks;
 mod watch;
 mod worker;
 
+pub(crate) use bench::{BenchArgs, run as bench};
 pub(crate) use call::CallArgs;
 pub(crate) use control::{CancelArgs, DrainArgs, RetryArgs};
 pub(crate) use dev::{DevArgs, run as dev};

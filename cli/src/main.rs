@@ -14,7 +14,7 @@ mod serve;
 mod view;
 
 use commands::{
-    CallArgs, CancelArgs, DevArgs, DoctorArgs, DrainArgs, ExplainArgs, GetArgs, MethodsArgs, RetryArgs,
+    BenchArgs, CallArgs, CancelArgs, DevArgs, DoctorArgs, DrainArgs, ExplainArgs, GetArgs, MethodsArgs, RetryArgs,
     StatsArgs, SubmitArgs, TasksArgs, WatchArgs, WorkerArgs, WorkersArgs,
 };
 use config::Config;
@@ -69,6 +69,8 @@ enum Command {
     Worker(Box<WorkerArgs>),
     /// Examine a data directory, and save what can be read of a damaged one
     Doctor(Box<DoctorArgs>),
+    /// Measure a server here, and what it costs beside a bare relay
+    Bench(Box<BenchArgs>),
 }
 
 fn main() -> ExitCode {
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
         Some(Command::Drain(args)) => commands::run(*args),
         Some(Command::Worker(args)) => commands::worker(*args),
         Some(Command::Doctor(args)) => commands::doctor(*args),
+        Some(Command::Bench(args)) => commands::bench(*args),
         // `matches` names the default command, so clap always finds one.
         None => Exit::Usage,
     };
