@@ -14,6 +14,7 @@
 //! nowhere else, that "acknowledged" means "stored".
 
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 
 use foldhash::fast::FixedState;
 use tokio::sync::{mpsc, oneshot};
@@ -60,6 +61,8 @@ pub(crate) enum Message {
     Gone { conn: ConnId },
     /// Begin to stop; answered when no worker runs anything any more.
     Shutdown { idle: oneshot::Sender<()> },
+    /// Copy the store into a new directory; answered once it has begun, with where the end is told.
+    Backup { into: PathBuf, reply: oneshot::Sender<oneshot::Receiver<Result<u64, StoreError>>> },
     /// Stop now. Rows handed out are stored first.
     Halt,
 }
@@ -136,11 +139,16 @@ pub fn start(limits: Limits, mut store: Box<dyn Store>) -> Result<(Handle, Engin
     scheduler.start(&mut output);
     store.commit(&output.rows)?;
     output.rows.clear();
+    let data_dir = store.dir().map(std::path::Path::to_owned);
+    if let Some(dir) = &data_dir {
+        crate::handle::backups::sweep(dir);
+    }
     let (sender, inbox) = mpsc::channel(INBOX);
     let engine = Engine {
         scheduler,
         clock,
         inbox,
+        store_max: store.max_size(),
         committer: Committer::start(store)?,
         output,
         gate: Gate::default(),
@@ -149,7 +157,7 @@ pub fn start(limits: Limits, mut store: Box<dyn Store>) -> Result<(Handle, Engin
         staged: Staged::default(),
         idle: None,
     };
-    Ok((Handle::new(sender, limits), tokio::spawn(engine.run())))
+    Ok((Handle::new(sender, limits, data_dir), tokio::spawn(engine.run())))
 }
 
 fn latest_time(row: &Row) -> Timestamp {
@@ -166,6 +174,7 @@ struct Engine {
     clock: Clock,
     inbox: mpsc::Receiver<Message>,
     committer: Committer,
+    store_max: Option<u64>,
     output: Output,
     gate: Gate,
     /// Tags are made by the handles, so a fixed hash seed cannot be attacked.
@@ -250,6 +259,9 @@ impl Engine {
         match message {
             Message::Command(command) => self.scheduler.handle(now, command, &mut self.output),
             Message::Ask { mut command, tag, reply } => {
+                if matches!(command, Command::Stats { .. }) {
+                    self.scheduler.store_measured(self.committer.size(), self.store_max);
+                }
                 self.asks.insert(tag, reply);
                 command.set_waiter(Waiter { conn: ASK, tag });
                 self.scheduler.handle(now, command, &mut self.output);
@@ -280,6 +292,9 @@ impl Engine {
             Message::Shutdown { idle } => {
                 self.scheduler.handle(now, Command::Shutdown, &mut self.output);
                 self.idle = Some(idle);
+            }
+            Message::Backup { into, reply } => {
+                reply.send(self.committer.backup(into)).ok();
             }
             Message::Halt => {}
         }

@@ -76,8 +76,14 @@ reasons! {
     TaskEnded = "task_ended" => Precondition;
     /// The task has not ended yet.
     TaskNotEnded = "task_not_ended" => Precondition;
+    /// There is a backup of this name.
+    BackupExists = "backup_exists" => Conflict;
     /// The task is not a dead letter.
     TaskNotDead = "task_not_dead" => Precondition;
+    /// The server keeps everything in memory.
+    StoreEphemeral = "store_ephemeral" => Precondition;
+    /// A backup is being made; one at a time.
+    BackupRunning = "backup_running" => Exhausted;
     /// The queue of the method is full.
     QueueFull = "queue_full" => Exhausted;
     /// The server holds as many tasks, or bytes, as it may.

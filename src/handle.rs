@@ -2,6 +2,7 @@
 //! the same commands here, so edges cannot disagree.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -14,10 +15,13 @@ use crate::engine::{Message, SessionItem, Stream};
 use crate::error::{Error, Reason, Result};
 use crate::outbox::Outbox;
 use crate::scheduler::{
-    Accepted, Command, ConnId, Cursor, Event, Explanation, Filter, Frame, Hello, Limits, MethodView, Reply,
+    Accepted, Command, ConnId, Cursor, DeadChange, DeadChanged, DeadFilter, DeadPlace, DeadSelection, Event, Explanation, Filter, Frame, Hello, Limits, MethodView, Paused, Reply,
     SessionId, Stats, TaskView, Waiter, Welcome, WorkerView,
 };
 use crate::task::{NewTask, Outcome, TaskId};
+pub use backups::{BackupMade, BackupToSend};
+
+pub(crate) mod backups;
 
 /// The way to a running engine. Clones are cheap and share it.
 #[derive(Clone, Debug)]
@@ -29,14 +33,16 @@ pub struct Handle {
 #[derive(Debug)]
 struct Shared {
     limits: Limits,
+    /// Of a store that has one.
+    data_dir: Option<PathBuf>,
     next_tag: AtomicU64,
     /// Stream ids; 0 stands for questions.
     next_conn: AtomicU32,
 }
 
 impl Handle {
-    pub(crate) fn new(sender: mpsc::Sender<Message>, limits: Limits) -> Self {
-        let shared = Shared { limits, next_tag: AtomicU64::new(1), next_conn: AtomicU32::new(1) };
+    pub(crate) fn new(sender: mpsc::Sender<Message>, limits: Limits, data_dir: Option<PathBuf>) -> Self {
+        let shared = Shared { limits, data_dir, next_tag: AtomicU64::new(1), next_conn: AtomicU32::new(1) };
         Self { sender, shared: Arc::new(shared) }
     }
 
@@ -235,6 +241,61 @@ impl Handle {
     pub async fn drain(&self, worker_id: String, reason: String) -> Result<()> {
         match self.ask(Command::Drain { worker_id, reason, waiter: Waiter::default() }).await? {
             Reply::Draining => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Lets the tasks of a method wait; they are taken all the same. What handlers have begun goes on.
+    ///
+    /// # Errors
+    /// `invalid_field`, `server_full` when too many methods are paused, `store_unavailable`.
+    pub async fn pause(&self, method: String, reason: String, by: String) -> Result<Paused> {
+        match self.ask(Command::Pause { method, reason, by, waiter: Waiter::default() }).await? {
+            Reply::Paused(paused) => Ok(*paused),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Lets them wait no longer. Says whether the method was paused.
+    ///
+    /// # Errors
+    /// `invalid_field`, `store_unavailable`.
+    pub async fn resume(&self, method: String) -> Result<bool> {
+        match self.ask(Command::Resume { method, waiter: Waiter::default() }).await? {
+            Reply::Resumed { was_paused } => Ok(was_paused),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// A page of dead letters, those that died last first, and where the next one begins.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn list_dead(
+        &self,
+        filter: DeadFilter,
+        after: Option<DeadPlace>,
+        limit: usize,
+    ) -> Result<(Vec<TaskView>, Option<DeadPlace>)> {
+        match self.ask(Command::ListDead { filter, after, limit, waiter: Waiter::default() }).await? {
+            Reply::DeadLetters(tasks, next) => Ok((tasks, next)),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Runs dead letters again, or forgets them; with `dry_run` only says which it would be.
+    ///
+    /// # Errors
+    /// `shutting_down` and `store_unavailable` for a retry. What is wrong with a single one is in its result.
+    pub async fn change_dead(
+        &self,
+        change: DeadChange,
+        selection: DeadSelection,
+        dry_run: bool,
+    ) -> Result<DeadChanged> {
+        let waiter = Waiter::default();
+        match self.ask(Command::ChangeDead { change, selection, dry_run, waiter }).await? {
+            Reply::DeadChanged(changed) => Ok(changed),
             other => Err(unexpected(other)),
         }
     }

@@ -72,6 +72,16 @@ pub trait Store: Send + 'static {
 
     /// Bytes of disk in use.
     fn size(&self) -> u64;
+
+    /// Most bytes of disk that its rows may take; `None` is as much as there is.
+    fn max_size(&self) -> Option<u64> {
+        None
+    }
+
+    /// The directory it lies in, if it lies in one.
+    fn dir(&self) -> Option<&std::path::Path> {
+        None
+    }
 }
 
 /// What went wrong, by what can be done about it.

@@ -100,6 +100,7 @@ pub struct EmbeddedStore {
     /// The next checkpoint that is made without a quiet moment.
     checkpoint_at: u64,
     checkpoint_pages: u64,
+    max_bytes: Option<u64>,
     /// What was found at the start has been made durable.
     settled: bool,
     /// Why nothing more can be done.
@@ -150,6 +151,7 @@ impl EmbeddedStore {
             log_pages,
             checkpoint_at: checkpoint_pages,
             checkpoint_pages,
+            max_bytes: options.max_bytes,
             settled: false,
             failed: None,
         })
@@ -386,6 +388,14 @@ impl Store for EmbeddedStore {
     fn size(&self) -> u64 {
         let length = |file| fs::metadata(self.dir.join(file)).map_or(0, |found: fs::Metadata| found.len());
         [format::FILE, log::FILE, head::FILE].into_iter().map(length).sum()
+    }
+
+    fn max_size(&self) -> Option<u64> {
+        self.max_bytes
+    }
+
+    fn dir(&self) -> Option<&Path> {
+        Some(&self.dir)
     }
 }
 
