@@ -105,9 +105,12 @@ fn case(mode: Mode, series: impl Into<String>, at: u32, unit: &'static str, prod
 }
 
 impl Case {
-    /// Held against a floor: the same crew, the same client, another server.
+    /// Held against a floor: another server, and where the product has its SDK at both ends, the barest there is.
     fn against_floor(self, name: &'static str, floor: Floor) -> Self {
-        let arm = Arm { server: Server::Floor(floor), flags: &[], ..self.product.clone() };
+        let mut arm = Arm { server: Server::Floor(floor), flags: &[], ..self.product.clone() };
+        if arm.crew.kind == WorkerKind::Sdk {
+            arm.crew.kind = WorkerKind::Bare;
+        }
         self.against(name, arm)
     }
 

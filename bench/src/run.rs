@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::{
     BenchError, Report, Settings,
     case::{Case, Mode},
-    conditions, matrix,
+    conditions, files, matrix,
     result::{CaseResult, GoalResult, Pair},
     stage::Stage,
 };
@@ -38,6 +38,7 @@ fn pairs(case: &Case, settings: &Settings) -> u32 {
 /// [`BenchError`]: what was asked for makes no sense, a process failed, or an answer was wrong.
 pub async fn run(settings: &Settings, mut each: impl FnMut(&CaseResult)) -> Result<Report, BenchError> {
     check(settings)?;
+    files::raise_limit();
     let cases: Vec<Case> = settings.modes.iter().flat_map(|mode| matrix::cases(*mode, settings)).collect();
     let bar = progress(settings, &cases);
     let conditions = conditions::now(settings);

@@ -11,7 +11,8 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
     BenchError,
-    case::Caller,
+    case::{Caller, Server},
+    load::PendingPipe,
     channel::{MESSAGE_BYTES, connect},
     meter::{Meter, Recorder},
     result::Sample,
@@ -40,6 +41,9 @@ pub(crate) async fn run(
     let size = if durable { task::STORED } else { task::SMALL };
     let work = Work { methods: stage.methods(), size, durable };
     match caller {
+        Caller::Awaited if matches!(stage.arm.server, Server::Floor(_)) => {
+            awaited_bare(stage.url(), in_flight, &work, &meter, &mut callers).await?;
+        }
         Caller::Awaited => awaited(stage.url(), in_flight, &work, &meter, &mut callers).await?,
         Caller::Window => {
             callers.spawn(window(stage.url().to_owned(), in_flight, work, meter.recorder()));
@@ -83,6 +87,32 @@ pub(super) async fn awaited(
                 let reply = pipe.call_raw(work.task(number)).outcome().await;
                 recorder.record(start);
                 let outcome = reply.map_err(|error| BenchError::failed("pipe", error))?;
+                task::check(number, &outcome).map_err(|why| BenchError::failed("pipe", why))?;
+                number += u64::from(in_flight);
+            }
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
+/// The same for a floor, whose limit an SDK would hide.
+async fn awaited_bare(
+    url: &str,
+    in_flight: u32,
+    work: &Work,
+    meter: &Meter,
+    callers: &mut JoinSet<Result<(), BenchError>>,
+) -> Result<(), BenchError> {
+    let pipe = PendingPipe::open(url).await?;
+    for slot in 0..u64::from(in_flight) {
+        let (pipe, work, mut recorder) = (pipe.clone(), work.clone(), meter.recorder());
+        callers.spawn(async move {
+            let mut number = slot;
+            while recorder.goes_on() {
+                let start = Instant::now();
+                let outcome = pipe.call(work.task(number)).await?;
+                recorder.record(start);
                 task::check(number, &outcome).map_err(|why| BenchError::failed("pipe", why))?;
                 number += u64::from(in_flight);
             }

@@ -231,15 +231,15 @@ fn welcome(hello: proto::Hello) -> proto::Welcome {
 }
 
 async fn read_results(relay: Arc<Relay>, work: Arc<Work>, mut frames: Streaming<proto::SessionRequest>) {
-    let mut confirmed = 0;
+    let (mut seen, mut confirmed) = (0, 0);
     // A stream that breaks ends like one that is closed: there is nobody to tell.
     while let Ok(Some(frame)) = frames.message().await {
-        let seq = frame.results.last().map_or(confirmed, |result| result.seq);
-        if !frame.results.is_empty() {
+        if let Some(last) = frame.results.last() {
+            seen = last.seq;
             relay.settle(frame.results);
         }
-        if frame.beat.is_some() || seq >= confirmed + CONFIRM_EVERY {
-            confirmed = seq;
+        if frame.beat.is_some() || seen >= confirmed + CONFIRM_EVERY {
+            confirmed = seen;
             work.update(|_, news| {
                 let news = news.get_or_insert_default();
                 news.beat = frame.beat.or(news.beat);
