@@ -38,7 +38,7 @@ pub use pauses::Paused;
 use crate::clock::Timestamp;
 use crate::error::{Error, Reason};
 use crate::row::{Row, RowChange, RowKey};
-use crate::task::{State, StateName, TaskId};
+use crate::task::{State, StateName, Task, TaskId};
 use dead_letters::DeadLetters;
 use deadlines::{Deadlines, Due};
 use drains::Absent;
@@ -219,6 +219,11 @@ impl Scheduler {
     /// one, and for export.
     pub fn rows(&self) -> Vec<(RowKey, Row)> {
         self.ledger.rows()
+    }
+
+    /// All tasks, in no particular order: for tests that compare every one of them at every step.
+    pub fn tasks(&self) -> impl Iterator<Item = &Task> {
+        self.ledger.iter().map(|(_, task)| task)
     }
 
     /// Carries out what someone asks.

@@ -225,6 +225,9 @@ impl Scheduler {
             let (id, outcome, gated) = (task.id, outcome.clone(), task.is_durable());
             return out.tell(gated, EffectKind::Reply(waiter, Reply::Ended(id, outcome)));
         }
+        if self.stopping && !matches!(task.state, State::Leased { .. }) {
+            return out.refuse(waiter, will_not_begin());
+        }
         let max = self.limits.waiters_per_task;
         if self.lives[slot].waiters.len() >= max {
             let message =
@@ -271,14 +274,8 @@ impl Scheduler {
 
     /// While the server stops, whoever waits for work that will not begin any more is told at once.
     pub(super) fn turn_away(&mut self, slot: Slot, out: &mut Output) {
-        let error = || {
-            Error::new(
-                Reason::ShuttingDown,
-                "the server is stopping and no worker has begun; try another or come back",
-            )
-        };
         for waiter in std::mem::take(&mut self.lives[slot].waiters) {
-            out.refuse(waiter, error());
+            out.refuse(waiter, will_not_begin());
         }
         if self.lives[slot].of_caller && !self.ledger.task(slot).is_durable() {
             self.end(slot, Outcome::Cancelled("the server was stopping".to_owned()), None, out);
@@ -564,6 +561,13 @@ impl Scheduler {
         let gated = self.ledger.task(slot).is_durable();
         out.tell(gated, EffectKind::Reply(waiter, Reply::Task(Box::new(view))));
     }
+}
+
+fn will_not_begin() -> Error {
+    Error::new(
+        Reason::ShuttingDown,
+        "the server is stopping and no worker has begun; try another or come back",
+    )
 }
 
 /// Cuts a text to at most `max` bytes, at a character's edge.

@@ -43,11 +43,14 @@ fn a_stopping_server_takes_nothing_new_and_lets_work_end() {
     // What will not begin any more is answered; what is durable waits for the next start.
     b.command(Command::Shutdown).has("refused: shutting_down");
     b.get(3).gives("~[t3 ready]");
+    // Nor does anyone begin to wait for it.
+    b.await_end(3).gives("refused: shutting_down");
+    b.await_end(1).gives("");
     b.call("add").gives("refused: shutting_down");
     b.submit("add").gives("refused: shutting_down");
     b.join(worker("w2 add")).gives("refused: shutting_down");
     b.retry(2).gives("refused: shutting_down");
     b.credit("w1", 9).gives("");
-    b.succeed("w1", 1).gives("t1 = ok");
+    b.succeed("w1", 1).gives("t1 = ok; t1 = ok");
     assert_eq!(b.scheduler.leased(), 0);
 }

@@ -31,7 +31,8 @@ impl Invariant for AcknowledgedIsKept {
     fn told(&mut self, kind: &EffectKind) -> Held {
         if let EffectKind::Reply(_, Reply::Submitted(results)) = kind {
             let ids = results.iter().flatten().map(|accepted| accepted.id);
-            self.acknowledged.extend(ids.filter(|id| self.durable.contains(id)));
+            self.acknowledged
+                .extend(ids.filter(|id| self.durable.contains(id) && !self.deleted.contains(id)));
         }
         Ok(())
     }
@@ -52,6 +53,7 @@ impl Invariant for AcknowledgedIsKept {
                         return Err(format!("{id} is forgotten before it has ended"));
                     }
                     self.deleted.insert(*id);
+                    self.acknowledged.remove(id);
                 }
                 RowChange::Delete(RowKey::LeasesReserved) => return Err("leases are forgotten".into()),
                 RowChange::Delete(_) => {}
@@ -61,10 +63,7 @@ impl Invariant for AcknowledgedIsKept {
     }
 
     fn restored(&mut self, stored: &Stored, _: &Scheduler) -> Held {
-        let lost = self
-            .acknowledged
-            .iter()
-            .find(|id| !stored.contains_key(&RowKey::Task(**id)) && !self.deleted.contains(id));
+        let lost = self.acknowledged.iter().find(|id| !stored.contains_key(&RowKey::Task(**id)));
         lost.map_or(Ok(()), |id| Err(format!("{id} was acknowledged, and is lost")))
     }
 }

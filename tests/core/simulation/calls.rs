@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crewcall::clock::Timestamp;
-use crewcall::scheduler::{Command, ConnId, Cursor, Filter, Reply, Waiter};
+use crewcall::scheduler::{
+    Command, ConnId, Cursor, DeadChange, DeadFilter, DeadSelection, Filter, Reply, Waiter,
+};
 use crewcall::task::{NewTask, Payload, RetryPolicy, StateName, Target, TaskId, TaskOptions};
 use uuid::Uuid;
 
@@ -35,7 +37,7 @@ impl Calls {
     ) -> Command {
         let id = self.some_task(rng);
         let waiter = self.waiter();
-        match rng.below(100) {
+        match rng.below(106) {
             0..25 => {
                 let task = self.new_task(rng, now, 20);
                 self.waiting.insert(waiter.tag, Some(task.id));
@@ -82,6 +84,21 @@ impl Calls {
             97 => {
                 let worker_id = workers[rng.below(workers.len())].clone();
                 Command::Drain { worker_id, reason: "please".into(), waiter }
+            }
+            98 => {
+                let method = some_method(rng).to_owned();
+                Command::Pause { method, reason: "for now".into(), by: String::new(), waiter }
+            }
+            99..102 => Command::Resume { method: some_method(rng).to_owned(), waiter },
+            102 => Command::ListDead { filter: dead_filter(rng), after: None, limit: 5, waiter },
+            103 | 104 => {
+                let change = if rng.chance(70) { DeadChange::Retry } else { DeadChange::Discard };
+                let selection = if rng.chance(50) {
+                    DeadSelection::Ids(vec![id, self.some_task(rng)])
+                } else {
+                    DeadSelection::Matching { filter: dead_filter(rng), limit: 3, after: None }
+                };
+                Command::ChangeDead { change, selection, dry_run: rng.chance(20), waiter }
             }
             _ => Command::Stats { waiter },
         }
@@ -157,6 +174,15 @@ impl Calls {
             only_if_served: method == "unknown" || rng.chance(10),
         }
     }
+}
+
+fn some_method(rng: &mut Rng) -> &'static str {
+    if rng.chance(5) { "unknown" } else { rng.pick(&METHODS) }
+}
+
+fn dead_filter(rng: &mut Rng) -> DeadFilter {
+    let error_code = rng.pick(&["", "", "worker_lost"]).into();
+    DeadFilter { method: rng.pick(&["", "add"]).into(), error_code, ..DeadFilter::default() }
 }
 
 fn filter(rng: &mut Rng) -> Filter {

@@ -11,6 +11,7 @@ const ROUND_MS: u64 = 400;
 const ROUNDS: usize = 1_000;
 
 pub(super) fn calm(world: &mut World) -> Held {
+    world.repair()?;
     for _ in 0..ROUNDS {
         round(world)?;
         if unfinished(world) == 0 {

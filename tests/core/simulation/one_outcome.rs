@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crewcall::clock::Timestamp;
-use crewcall::scheduler::{Command, Effect, EffectKind, EventKind, Reply};
+use crewcall::scheduler::{Command, DeadChange, Effect, EffectKind, EventKind, Reply};
 use crewcall::task::{Outcome, TaskId};
 
 use super::invariant::{Held, Invariant};
@@ -12,6 +12,8 @@ use super::invariant::{Held, Invariant};
 /// An outcome on its way to somebody, with the life of the task that it belongs to.
 #[derive(Default)]
 pub(super) struct OneOutcome {
+    /// Dead letters are being run again.
+    retrying: bool,
     /// Retries asked for, that is lives begun at most.
     lives: BTreeMap<TaskId, u32>,
     /// Put out and not yet carried out; in order for each task.
@@ -21,12 +23,22 @@ pub(super) struct OneOutcome {
 
 impl Invariant for OneOutcome {
     fn asked(&mut self, command: &Command) {
-        if let Command::Retry { id, .. } = command {
-            *self.lives.entry(*id).or_default() += 1;
+        self.retrying = false;
+        match command {
+            Command::Retry { id, .. } => *self.lives.entry(*id).or_default() += 1,
+            Command::ChangeDead { change: DeadChange::Retry, dry_run: false, .. } => self.retrying = true,
+            _ => {}
         }
     }
 
     fn made(&mut self, _: Timestamp, effect: &Effect) -> Held {
+        if let EffectKind::Reply(_, Reply::DeadChanged(changed)) = &effect.kind
+            && self.retrying
+        {
+            for (id, _) in changed.results.iter().filter(|(_, result)| result.is_ok()) {
+                *self.lives.entry(*id).or_default() += 1;
+            }
+        }
         for (id, outcome) in outcomes(&effect.kind) {
             let life = self.lives.get(id).copied().unwrap_or_default();
             self.pending.entry(*id).or_default().push_back((life, outcome.clone()));
@@ -64,7 +76,7 @@ fn outcomes(kind: &EffectKind) -> Vec<(&TaskId, &Outcome)> {
             let view = &explanation.task;
             view.state.outcome().map(|outcome| (&view.id, outcome)).into_iter().collect()
         }
-        EffectKind::Reply(_, Reply::Tasks(views, _)) => {
+        EffectKind::Reply(_, Reply::Tasks(views, _) | Reply::DeadLetters(views, _)) => {
             views.iter().filter_map(|view| Some((&view.id, view.state.outcome()?))).collect()
         }
         EffectKind::Event(_, event) => match &event.kind {

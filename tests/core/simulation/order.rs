@@ -54,6 +54,12 @@ impl Invariant for Order {
                 }
                 reason => reason == Reason::IdempotencyConflict,
             },
+            // What operators ordered outlives a restart, so whoever is told of it may rely on that.
+            EffectKind::Reply(_, Reply::Paused(_) | Reply::Resumed { .. } | Reply::Draining) => true,
+            EffectKind::Reply(_, Reply::DeadLetters(tasks, _)) => tasks.iter().any(view),
+            EffectKind::Reply(_, Reply::DeadChanged(changed)) => {
+                changed.results.iter().any(|(id, _)| self.is_durable(id))
+            }
             EffectKind::Event(_, event) => match &event.kind {
                 EventKind::Task(task) => view(task),
                 EventKind::Progress(id, _) | EventKind::Chunk(id, _) => self.is_durable(id),

@@ -7,7 +7,7 @@ use crewcall::row::Row;
 use crewcall::scheduler::{Effect, EffectKind, EventKind, Reply, Scheduler, TaskView};
 use crewcall::task::{Outcome, State, TaskId};
 
-use super::invariant::{Held, Invariant, Stored};
+use super::invariant::{Held, Invariant, Stored, Written};
 use super::worker::result_of;
 
 #[derive(Default)]
@@ -19,6 +19,18 @@ pub(super) struct StaleRefused {
 }
 
 impl Invariant for StaleRefused {
+    /// Also of tasks that nobody waits for or watches.
+    fn wrote(&mut self, rows: &[Written]) -> Held {
+        for Written { put, .. } in rows {
+            if let Some((_, Row::Task(task))) = put
+                && let Some(outcome) = task.state.outcome()
+            {
+                self.ended(&task.id, outcome)?;
+            }
+        }
+        Ok(())
+    }
+
     fn made(&mut self, _: Timestamp, effect: &Effect) -> Held {
         match &effect.kind {
             EffectKind::Assign(_, assign) => {

@@ -11,10 +11,10 @@ use crewcall::scheduler::{
 use crewcall::task::StateName;
 
 use super::calls::Calls;
-use super::invariant::{Held, Invariant, Stored};
+use super::invariant::{Figures, Held, Invariant, Stored, Written};
 use super::network::{Down, Stream, Up};
 use super::rng::Rng;
-use super::worker::Worker;
+use super::worker::{METHODS, Worker};
 
 const WORKERS: usize = 5;
 
@@ -29,9 +29,16 @@ pub(super) struct World {
     /// A hash of everything that was put out, when asked for.
     pub(super) trace: Option<u64>,
     seed: u64,
-    runs: u64,
+    shape: Shape,
+    figures: Figures,
     out: Output,
     stored: Stored,
+    /// The disk has no room; the scheduler learns it from the next batch.
+    full: bool,
+    /// The scheduler knows.
+    told_full: bool,
+    /// The server was asked to stop, and has not yet.
+    stopping: bool,
     /// Batches handed to the disk, each with the effects that wait for it.
     unstored: VecDeque<(Vec<RowChange>, Vec<EffectKind>)>,
     streams: BTreeMap<ConnId, Stream>,
@@ -40,45 +47,77 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, invariants: Vec<Box<dyn Invariant>>) -> Self {
+    pub(super) fn new(seed: u64, shape: Shape, invariants: Vec<Box<dyn Invariant>>) -> Self {
         let mut world = Self {
             rng: Rng(seed),
             steps: 0,
             now: Timestamp(1_000_000),
-            scheduler: Scheduler::new(limits(), seed),
+            scheduler: Scheduler::new(shape.limits(), seed),
             workers: (0..WORKERS).map(Worker::new).collect(),
             calls: Calls::default(),
             trace: None,
             seed,
-            runs: 0,
+            shape,
+            figures: Figures::default(),
             out: Output::default(),
             stored: Stored::default(),
+            full: false,
+            told_full: false,
+            stopping: false,
             unstored: VecDeque::new(),
             streams: BTreeMap::new(),
             next_conn: 1,
             invariants,
         };
-        world.start();
+        world.start().expect("nothing is wrong yet");
         world
     }
 
     pub(super) fn faults(&mut self, steps: u64) -> Held {
         while self.steps < steps {
+            if self.rng.below(1_000) < self.shape.crashes_per_mille {
+                self.crash()?;
+            }
             match self.rng.below(1_000) {
                 0..250 => self.caller()?,
                 250..450 => self.worker_acts()?,
                 450..700 => self.deliver_up()?,
                 700..850 => self.deliver_down()?,
                 850..920 => self.tick()?,
-                920..980 => self.store()?,
-                980..993 => self.tear(),
-                993..996 => self.worker_dies(),
-                996 => self.clock_jumps(),
-                997 => self.crash()?,
+                920..977 => self.store()?,
+                977..990 => self.tear(),
+                990..993 => self.worker_dies(),
+                993 => self.clock_jumps(),
+                994 | 995 => self.disk_fills(),
+                996 | 997 => self.shut_down()?,
                 _ => self.worker_leaves()?,
             }
+            self.stop()?;
         }
         Ok(())
+    }
+
+    /// Nothing is amiss any more, and nothing is held back.
+    pub(super) fn repair(&mut self) -> Held {
+        self.full = false;
+        self.store_all()?;
+        self.tell_of_disk(false);
+        if self.stopping {
+            self.restart()?;
+        }
+        for method in METHODS {
+            let waiter = self.calls.waiter();
+            self.command(Command::Resume { method: method.to_owned(), waiter })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn figures(&self) -> Figures {
+        let mut figures = Figures { steps: self.steps, ..self.figures };
+        for invariant in &self.invariants {
+            invariant.count(&mut figures);
+        }
+        figures
     }
 
     // --- the scheduler and the disk ---------------------------------------------------------------
@@ -112,6 +151,7 @@ impl World {
             *trace = hasher.finish();
         }
         if !self.out.rows.is_empty() {
+            self.wrote()?;
             self.unstored.push_back((std::mem::take(&mut self.out.rows), Vec::new()));
         }
         let mut leaving = Vec::new();
@@ -136,10 +176,17 @@ impl World {
 
     /// The disk finishes some batches.
     fn store(&mut self) -> Held {
+        if self.full && self.rng.chance(10) {
+            self.full = false;
+        }
         for _ in 0..1 + self.rng.below(20) {
             self.store_one()?;
         }
         Ok(())
+    }
+
+    fn disk_fills(&mut self) {
+        self.full = true;
     }
 
     pub(super) fn store_all(&mut self) -> Held {
@@ -148,15 +195,39 @@ impl World {
     }
 
     fn store_one(&mut self) -> Result<bool, String> {
-        let Some((rows, waiting)) = self.unstored.pop_front() else { return Ok(false) };
-        for invariant in &mut self.invariants {
-            invariant.storing(&self.stored, &rows)?;
-        }
-        self.apply(rows);
+        let Some(waiting) = self.write_one()? else { return Ok(false) };
         for kind in waiting {
             self.tell(kind)?;
         }
         Ok(true)
+    }
+
+    /// Stores the oldest batch. Returns what waited for it.
+    fn write_one(&mut self) -> Result<Option<Vec<EffectKind>>, String> {
+        if self.unstored.is_empty() {
+            return Ok(None);
+        }
+        self.tell_of_disk(self.full);
+        if self.full {
+            return Ok(None);
+        }
+        let Some((rows, waiting)) = self.unstored.pop_front() else { return Ok(None) };
+        for invariant in &mut self.invariants {
+            invariant.storing(&self.stored, &rows)?;
+        }
+        self.apply(rows);
+        Ok(Some(waiting))
+    }
+
+    fn tell_of_disk(&mut self, full: bool) {
+        if self.told_full != full {
+            self.told_full = full;
+            self.figures.full += u64::from(full);
+            self.scheduler.store_is_full(full.then(|| "no room".to_owned()));
+            for invariant in &mut self.invariants {
+                invariant.disk(full);
+            }
+        }
     }
 
     fn apply(&mut self, rows: Vec<RowChange>) {
@@ -168,33 +239,94 @@ impl World {
         }
     }
 
-    fn start(&mut self) {
+    fn start(&mut self) -> Held {
         self.scheduler.start(&mut self.out);
+        self.wrote()?;
         let rows = std::mem::take(&mut self.out.rows);
         self.apply(rows);
+        Ok(())
+    }
+
+    fn wrote(&mut self) -> Held {
+        let read = |change: &RowChange| match change {
+            RowChange::Put(key, data) => Written { key: *key, put: Some((data.clone(), decode(*key, data))) },
+            RowChange::Delete(key) => Written { key: *key, put: None },
+        };
+        let written: Vec<Written> = self.out.rows.iter().map(read).collect();
+        self.invariants.iter_mut().try_for_each(|invariant| invariant.wrote(&written))
     }
 
     /// The server is gone, with every batch that was not stored and every effect behind it.
     pub(super) fn crash(&mut self) -> Held {
-        if self.rng.chance(50) {
-            self.store_all()?;
+        match self.rng.below(10) {
+            0..5 => self.sync()?,
+            // Stored, and nobody told: their effects are lost all the same.
+            5..8 => while self.rng.chance(70) && self.write_one()?.is_some() {},
+            _ => {}
+        }
+        self.figures.crashes += 1;
+        self.restart()
+    }
+
+    /// Everything handed out is stored and told, if there is room.
+    fn sync(&mut self) -> Held {
+        self.store_all()?;
+        if self.unstored.is_empty() {
             for invariant in &mut self.invariants {
                 invariant.synced(&self.stored, &self.scheduler)?;
             }
         }
+        Ok(())
+    }
+
+    /// A new scheduler, from what is stored and nothing else. Workers come back, some without their work.
+    fn restart(&mut self) -> Held {
         self.unstored.clear();
-        self.runs += 1;
-        let epoch = self.seed.wrapping_add(self.runs << 32);
+        // It would not start without room.
+        self.full = false;
+        self.tell_of_disk(false);
+        self.stopping = false;
+        let run = self.figures.crashes + self.figures.stops;
+        let epoch = self.seed.wrapping_add(run << 32);
         let rows = self.stored.iter().map(|(key, data)| decode(*key, data));
-        self.scheduler = Scheduler::restore(limits(), epoch, self.now, rows);
+        // The clock may have been set back meanwhile.
+        let now = if self.rng.chance(10) { self.now - 5_000 } else { self.now };
+        self.scheduler = Scheduler::restore(self.shape.limits(), epoch, now, rows);
         for invariant in &mut self.invariants {
             invariant.restored(&self.stored, &self.scheduler)?;
         }
-        self.start();
+        self.start()?;
         self.streams.clear();
-        self.workers.iter_mut().for_each(Worker::disconnected);
+        for worker in &mut self.workers {
+            if self.rng.chance(15) { worker.restart() } else { worker.disconnected() }
+        }
         self.calls.server_crashed();
         Ok(())
+    }
+
+    fn shut_down(&mut self) -> Held {
+        if self.stopping {
+            return Ok(());
+        }
+        self.stopping = true;
+        self.figures.stops += 1;
+        self.command(Command::Shutdown)
+    }
+
+    /// A server that was asked to stop does so once nothing runs any more, or when its patience ends.
+    fn stop(&mut self) -> Held {
+        if !self.stopping {
+            return Ok(());
+        }
+        let idle = self.scheduler.leased() == 0;
+        if !self.rng.chance(if idle { 30 } else { 2 }) {
+            return Ok(());
+        }
+        self.sync()?;
+        if idle && self.unstored.is_empty() && !self.calls.waiting.is_empty() {
+            return Err(format!("stopped, and nobody answered {:?}", self.calls.waiting));
+        }
+        self.restart()
     }
 
     fn clock_jumps(&mut self) {
@@ -425,25 +557,73 @@ pub(super) fn decode(key: RowKey, data: &bytes::Bytes) -> Row {
     Row::decode(key, data.clone()).unwrap()
 }
 
-/// Small, so that runs reach them.
-pub(super) fn limits() -> Limits {
-    Limits {
-        tasks: 400,
-        queue_tasks: 60,
-        queues: 30,
-        total_bytes: 4_000,
-        payload_bytes: 30,
-        waiters_per_task: 3,
-        watchers: 6,
-        events_kept: 50,
-        chunks_per_task: 4,
-        chunk_bytes_per_task: 60,
-        answered_tasks: 40,
-        answered_bytes: 100,
-        sessions: WORKERS,
-        credit_per_pool: 8,
-        retention_ms: 20_000,
-        answered_retention_ms: 3_000,
-        ..Limits::default()
+/// How large a world is, and what befalls it. From the seed, so that the seed says everything.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    size: Size,
+    /// Crashes in a thousand actions.
+    crashes_per_mille: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    /// So few tasks that a second scheduler can be restored at every step.
+    Small,
+    Middle,
+    Large,
+}
+
+impl Shape {
+    pub(super) fn of(seed: u64) -> Self {
+        let size = match seed % 10 {
+            0 | 5 => Size::Small,
+            1 => Size::Large,
+            _ => Size::Middle,
+        };
+        let crashes_per_mille = match seed % 4 {
+            0 => 1,
+            1 => 3,
+            2 => 8,
+            _ => 20,
+        };
+        Self { size, crashes_per_mille }
+    }
+
+    pub(super) fn restored_at_every_step(&self) -> bool {
+        self.size == Size::Small
+    }
+
+    /// So low that runs reach them.
+    pub(super) fn limits(&self) -> Limits {
+        let (tasks, queue_tasks, queues, total_bytes) = match self.size {
+            Size::Small => (10, 6, 8, 300),
+            Size::Middle => (80, 20, 20, 1_200),
+            Size::Large => (400, 60, 30, 4_000),
+        };
+        Limits {
+            tasks,
+            queue_tasks,
+            queues,
+            total_bytes,
+            payload_bytes: 30,
+            waiters_per_task: 3,
+            watchers: 6,
+            events_kept: 50,
+            chunks_per_task: 4,
+            chunk_bytes_per_task: 60,
+            answered_tasks: 40,
+            answered_bytes: 100,
+            sessions: WORKERS,
+            credit_per_pool: 8,
+            retention_ms: 20_000,
+            answered_retention_ms: 3_000,
+            dead_retention_ms: 60_000,
+            dead_tasks: 12,
+            dead_bytes: 200,
+            dead_batch: 5,
+            pauses: 2,
+            drains: 3,
+            ..Limits::default()
+        }
     }
 }
