@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::harness::{PATIENCE, crewcall};
 
+mod bench;
 mod calls;
 mod doctor;
 mod tasks;
