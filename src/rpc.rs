@@ -14,6 +14,7 @@ use crate::shutdown::Shutdown;
 
 mod admin;
 mod convert;
+mod download;
 mod status;
 mod tasks;
 mod worker;
@@ -33,10 +34,6 @@ impl fmt::Debug for RpcSettings {
     }
 }
 
-/// A message may hold one payload of the largest size and what is said about it, or a frame of many
-/// small ones; so much comes on top of the largest payload.
-const MESSAGE_OVERHEAD: usize = 4 << 20;
-
 /// A frame of a stream is closed before it grows beyond this, unless a single entry is larger: gRPC libraries
 /// refuse messages of more than 4 MiB if they are not told otherwise.
 const FRAME_BYTES: usize = 1 << 20;
@@ -55,7 +52,7 @@ fn fitting<T>(items: &[T], size: impl Fn(&T) -> usize) -> usize {
 
 /// All services, health and reflection included. Must be called within a tokio runtime.
 pub async fn routes(handle: &Handle, settings: &RpcSettings) -> Routes {
-    let most = handle.limits().payload_bytes + MESSAGE_OVERHEAD;
+    let most = handle.limits().message_bytes();
     let tasks = TasksServer::new(tasks::TasksEdge::new(handle.clone()))
         .max_decoding_message_size(most)
         .max_encoding_message_size(usize::MAX);

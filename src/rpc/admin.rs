@@ -1,12 +1,19 @@
 //! `Admin`: the operators' service.
 
+use std::pin::Pin;
+
+use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
-use super::convert::{method_out, time_out};
+use super::convert::{Shown, dead_filter, method_out, task_out, time_out};
+use super::download;
+use super::tasks::page_size;
+use crate::error::Result as Outcome;
 use crate::handle::Handle;
+use crate::order::Pause;
 use crate::proto;
 use crate::proto::admin_server::Admin;
-use crate::scheduler::{WorkerState, WorkerView};
+use crate::scheduler::{DeadChange, DeadChanged, DeadSelection, Room, WorkerState, WorkerView};
 use crate::task::StateName;
 
 pub(super) struct AdminEdge {
@@ -40,6 +47,7 @@ impl Admin for AdminEdge {
             }),
             workers: view.workers,
             ready: view.ready,
+            pause: view.paused.as_ref().map(pause_out),
         });
         Ok(Response::new(proto::MethodsResponse { methods: methods.collect() }))
     }
@@ -64,6 +72,8 @@ impl Admin for AdminEdge {
             workers: stats.workers,
             uptime_ms: stats.uptime_ms,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            paused_methods: stats.paused_methods,
+            room: Some(room_out(stats.room)),
         }))
     }
 
@@ -74,6 +84,134 @@ impl Admin for AdminEdge {
         let request = request.into_inner();
         self.handle.drain(request.worker_id, request.reason).await?;
         Ok(Response::new(proto::DrainResponse {}))
+    }
+
+    async fn pause(
+        &self,
+        request: Request<proto::PauseRequest>,
+    ) -> Result<Response<proto::PauseResponse>, Status> {
+        let proto::PauseRequest { method, reason, by } = request.into_inner();
+        let paused = self.handle.pause(method, reason, by).await?;
+        Ok(Response::new(proto::PauseResponse {
+            pause: Some(pause_out(&paused.pause)),
+            was_paused: paused.was_paused,
+            known: paused.known,
+        }))
+    }
+
+    async fn resume(
+        &self,
+        request: Request<proto::ResumeRequest>,
+    ) -> Result<Response<proto::ResumeResponse>, Status> {
+        let was_paused = self.handle.resume(request.into_inner().method).await?;
+        Ok(Response::new(proto::ResumeResponse { was_paused }))
+    }
+
+    async fn list_dead(
+        &self,
+        request: Request<proto::ListDeadRequest>,
+    ) -> Result<Response<proto::ListDeadResponse>, Status> {
+        let request = request.into_inner();
+        let size = page_size(request.page_size)?;
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse()?),
+        };
+        let (tasks, next) = self.handle.list_dead(dead_filter(request.filter)?, after, size).await?;
+        let shown = Shown { payload: false, attempts: true };
+        Ok(Response::new(proto::ListDeadResponse {
+            tasks: tasks.into_iter().map(|view| task_out(view, shown)).collect(),
+            next_page_token: next.map(|place| place.to_string()).unwrap_or_default(),
+        }))
+    }
+
+    async fn retry_dead(
+        &self,
+        request: Request<proto::RetryDeadRequest>,
+    ) -> Result<Response<proto::RetryDeadResponse>, Status> {
+        let changed = self.change_dead(DeadChange::Retry, request.into_inner().selection).await?;
+        Ok(Response::new(proto::RetryDeadResponse {
+            changed: changed.changed() as u32,
+            next_page_token: changed.next.map(|place| place.to_string()).unwrap_or_default(),
+            results: results_out(changed),
+        }))
+    }
+
+    async fn discard_dead(
+        &self,
+        request: Request<proto::DiscardDeadRequest>,
+    ) -> Result<Response<proto::DiscardDeadResponse>, Status> {
+        let changed = self.change_dead(DeadChange::Discard, request.into_inner().selection).await?;
+        Ok(Response::new(proto::DiscardDeadResponse {
+            changed: changed.changed() as u32,
+            next_page_token: changed.next.map(|place| place.to_string()).unwrap_or_default(),
+            results: results_out(changed),
+        }))
+    }
+
+    async fn backup(
+        &self,
+        request: Request<proto::BackupRequest>,
+    ) -> Result<Response<proto::BackupResponse>, Status> {
+        let made = self.handle.backup(&request.into_inner().name).await?;
+        Ok(Response::new(proto::BackupResponse { name: made.name, rows: made.rows, bytes: made.bytes }))
+    }
+
+    type DownloadBackupStream =
+        Pin<Box<dyn Stream<Item = Result<proto::DownloadBackupResponse, Status>> + Send>>;
+
+    async fn download_backup(
+        &self,
+        _: Request<proto::DownloadBackupRequest>,
+    ) -> Result<Response<Self::DownloadBackupStream>, Status> {
+        Ok(Response::new(Box::pin(download::stream(self.handle.backup_to_send().await?))))
+    }
+}
+
+impl AdminEdge {
+    async fn change_dead(
+        &self,
+        change: DeadChange,
+        selection: Option<proto::DeadSelection>,
+    ) -> Outcome<DeadChanged> {
+        let given = selection.unwrap_or_default();
+        let selection = DeadSelection::new(
+            self.handle.limits(),
+            &given.task_ids,
+            dead_filter(given.filter)?,
+            given.all,
+            given.limit,
+            &given.page_token,
+        )?;
+        self.handle.change_dead(change, selection, given.dry_run).await
+    }
+}
+
+fn results_out(changed: DeadChanged) -> Vec<proto::DeadResult> {
+    let results = changed.results.into_iter().map(|(id, result)| proto::DeadResult {
+        task_id: id.to_string(),
+        refusal: result.err().map(Into::into),
+    });
+    results.collect()
+}
+
+fn pause_out(pause: &Pause) -> proto::MethodPause {
+    proto::MethodPause {
+        reason: pause.reason.clone(),
+        by: pause.by.clone(),
+        since_unix_ms: time_out(pause.since),
+    }
+}
+
+fn room_out(room: Room) -> proto::Room {
+    proto::Room {
+        max_tasks: room.max_tasks,
+        memory_bytes: room.memory_bytes,
+        max_memory_bytes: room.max_memory_bytes,
+        max_dead: room.max_dead,
+        store_bytes: room.store_bytes,
+        max_store_bytes: room.max_store_bytes.unwrap_or_default(),
+        store_full: room.store_full.unwrap_or_default(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::clock::Timestamp;
 use crate::error::{Error, Reason, Result};
 use crate::proto;
-use crate::scheduler::{AttemptEnd, AttemptResult, Filter, Frame, Hello, PoolSpec, TaskView, Update};
+use crate::scheduler::{AttemptEnd, AttemptResult, DeadFilter, Filter, Frame, Hello, PoolSpec, TaskView, Update};
 use crate::task::{
     Attempt, Durability, ExpiredReason, Method, NewTask, Outcome, Payload, Progress, RetryPolicy, State,
     StateName, Target, TaskError, TaskId, TaskOptions,
@@ -84,7 +84,7 @@ fn options(given: proto::TaskOptions, verb: Verb) -> Result<TaskOptions> {
     })
 }
 
-fn time(unix_ms: i64, field: &str) -> Result<Option<Timestamp>> {
+pub(super) fn time(unix_ms: i64, field: &str) -> Result<Option<Timestamp>> {
     match u64::try_from(unix_ms) {
         Ok(0) => Ok(None),
         Ok(ms) => Ok(Some(Timestamp(ms))),
@@ -115,6 +115,16 @@ pub(super) fn filter(filter: Option<proto::TaskFilter>) -> Result<Filter> {
         })
         .collect::<Result<_>>()?;
     Ok(Filter { method: filter.method, states, worker_id: filter.worker_id })
+}
+
+pub(super) fn dead_filter(filter: Option<proto::DeadFilter>) -> Result<DeadFilter> {
+    let filter = filter.unwrap_or_default();
+    Ok(DeadFilter {
+        method: filter.method,
+        error_code: filter.error_code,
+        died_before: time(filter.died_before_unix_ms, "filter.died_before_unix_ms")?,
+        died_after: time(filter.died_after_unix_ms, "filter.died_after_unix_ms")?,
+    })
 }
 
 pub(super) fn hello(hello: proto::Hello, peer: String) -> Result<Hello> {

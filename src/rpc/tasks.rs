@@ -19,8 +19,7 @@ use crate::proto::{self, pipe_outcome};
 use crate::scheduler::{Cursor, Event, EventKind, Filter, Reply};
 use crate::task::{Chunk, Outcome, Payload, TaskId};
 
-/// Longest wait of Get.
-const MAX_WAIT_MS: u64 = 300_000;
+/// Tasks of a page.
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1_000;
 /// Refused calls of a pipe whose answers wait; at this many its caller is not read from until it reads.
@@ -118,12 +117,10 @@ impl Tasks for TasksEdge {
     async fn get(&self, request: Request<proto::GetRequest>) -> Answer<proto::GetResponse> {
         let request = request.into_inner();
         let id = task_id(&request.task_id)?;
-        if request.wait_ms > MAX_WAIT_MS {
-            let problem = format!("is {}; at most {MAX_WAIT_MS}", request.wait_ms);
-            return Err(Error::invalid("wait_ms", problem).into());
-        }
-        if request.wait_ms > 0 {
-            self.handle.wait(id, Duration::from_millis(request.wait_ms)).await?;
+        let wait = Duration::from_millis(request.wait_ms);
+        self.handle.limits().check_wait("wait_ms", wait)?;
+        if !wait.is_zero() {
+            self.handle.wait(id, wait).await?;
         }
         let view = self.handle.get(id).await?;
         let shown = Shown { payload: request.with_payload, attempts: true };
@@ -132,20 +129,14 @@ impl Tasks for TasksEdge {
 
     async fn list(&self, request: Request<proto::ListRequest>) -> Answer<proto::ListResponse> {
         let request = request.into_inner();
-        let size = match request.page_size {
-            0 => DEFAULT_PAGE,
-            size if size <= MAX_PAGE => size,
-            size => {
-                return Err(Error::invalid("page_size", format_args!("is {size}; at most {MAX_PAGE}")).into());
-            }
-        };
+        let size = page_size(request.page_size)?;
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(token.parse::<TaskId>().map_err(|_| {
                 Error::invalid("page_token", "is not one that this server gave; leave it empty to begin")
             })?),
         };
-        let (tasks, next) = self.handle.list(filter(request.filter)?, after, size as usize).await?;
+        let (tasks, next) = self.handle.list(filter(request.filter)?, after, size).await?;
         answer(proto::ListResponse {
             tasks: tasks.into_iter().map(|view| task_out(view, Shown::default())).collect(),
             next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
@@ -170,6 +161,15 @@ impl Tasks for TasksEdge {
             summary: explanation.summary,
             details: explanation.details,
         })
+    }
+}
+
+/// How many tasks a page may hold.
+pub(super) fn page_size(given: u32) -> Result<usize> {
+    match given {
+        0 => Ok(DEFAULT_PAGE as usize),
+        size if size <= MAX_PAGE => Ok(size as usize),
+        size => Err(Error::invalid("page_size", format_args!("is {size}; at most {MAX_PAGE}"))),
     }
 }
 
