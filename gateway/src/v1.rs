@@ -46,9 +46,6 @@ mod payload;
 mod tasks;
 mod worker;
 
-/// Room in a document around its payloads, as in a message of the gRPC edge.
-const DOCUMENT_OVERHEAD: usize = 4 << 20;
-
 /// What the handlers share.
 struct Edge {
     handle: Handle,
@@ -59,13 +56,6 @@ struct Edge {
 impl fmt::Debug for Edge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Edge").finish_non_exhaustive()
-    }
-}
-
-impl Edge {
-    /// The largest document: it may hold one payload of the largest size in base64, or many small ones.
-    fn document_bytes(&self) -> usize {
-        self.handle.limits().payload_bytes.div_ceil(3).saturating_mul(4).saturating_add(DOCUMENT_OVERHEAD)
     }
 }
 

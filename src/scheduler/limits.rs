@@ -1,5 +1,7 @@
 //! A limit for everything that can grow. At a limit the request is refused with a reason; nothing stalls.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use crate::error::{Error, Reason, Result};
@@ -11,6 +13,10 @@ use crate::task::Payload;
 pub struct Limits {
     /// Largest payload, result or chunk.
     pub payload_bytes: usize,
+    /// Room in a message or a JSON document for what stands around one payload of the largest size.
+    pub overhead_bytes: usize,
+    /// Longest wait for the outcome of a task in one request. Over it: `invalid_field`.
+    pub wait_ms: u64,
     /// Tasks known at once, ended ones included. At the limit: `server_full`.
     pub tasks: usize,
     /// Payloads and outcomes of all tasks together. At the limit: `server_full`.
@@ -86,6 +92,30 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The largest message of an edge that carries payloads as they are.
+    #[must_use]
+    pub const fn message_bytes(&self) -> usize {
+        self.payload_bytes.saturating_add(self.overhead_bytes)
+    }
+
+    /// The largest JSON document, in which a payload may stand in base64.
+    #[must_use]
+    pub const fn document_bytes(&self) -> usize {
+        self.payload_bytes.div_ceil(3).saturating_mul(4).saturating_add(self.overhead_bytes)
+    }
+
+    /// How long a request may wait for an outcome. `field` names it in the error.
+    ///
+    /// # Errors
+    /// `invalid_field` beyond `wait_ms`.
+    pub fn check_wait(&self, field: &str, wait: Duration) -> Result<()> {
+        let most = Duration::from_millis(self.wait_ms);
+        if wait <= most {
+            return Ok(());
+        }
+        Err(Error::invalid(field, format_args!("is {wait:?}; at most {most:?} (limits.wait_ms)")))
+    }
+
     /// How many tasks one Submit may hold. Edges ask before they look at each task, so that a message of a
     /// million empty ones costs nothing more.
     ///
@@ -134,6 +164,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             payload_bytes: 4 << 20,
+            overhead_bytes: 4 << 20,
+            wait_ms: 300_000,
             tasks: 2_000_000,
             total_bytes: 2 << 30,
             queue_tasks: 1_000_000,

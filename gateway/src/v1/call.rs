@@ -66,7 +66,7 @@ pub(super) async fn call(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let wait = params.wait()?;
+    let wait = params.wait(edge.handle.limits())?;
     let options = options(&mut params, &headers)?;
     params.finish()?;
     let body = read_body(&headers, body, edge.handle.limits().payload_bytes).await?;

@@ -8,12 +8,10 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::{HeaderMap, header, request::Parts};
 use bytes::Bytes;
 use crewcall::error::{Error, Result};
+use crewcall::scheduler::Limits;
 use crewcall::task::TaskId;
 
 use crate::Problem;
-
-/// Longest wait for an outcome, as in the gRPC API.
-pub(super) const MAX_WAIT: Duration = Duration::from_secs(300);
 
 /// The one variable of a path, decoded.
 pub(super) struct Segment(pub(super) String);
@@ -80,12 +78,10 @@ impl Params {
     }
 
     /// `wait`: how long to wait for the outcome.
-    pub(super) fn wait(&mut self) -> Result<Option<Duration>> {
+    pub(super) fn wait(&mut self, limits: &Limits) -> Result<Option<Duration>> {
         let Some(text) = self.one("wait")? else { return Ok(None) };
         let wait = duration("wait", &text)?;
-        if wait > MAX_WAIT {
-            return Err(Error::invalid("wait", format_args!("is {text}; at most {MAX_WAIT:?}")));
-        }
+        limits.check_wait("wait", wait)?;
         Ok(Some(wait))
     }
 
@@ -152,12 +148,12 @@ mod tests {
         let mut params = Params::parse("state=ready&state=dead&wait=1s&method=a%2Fb+c&x=");
         assert_eq!(params.all("state"), ["ready", "dead"]);
         assert_eq!(params.one("method").unwrap().as_deref(), Some("a/b c"));
-        assert_eq!(params.wait().unwrap(), Some(Duration::from_secs(1)));
+        assert_eq!(params.wait(&Limits::default()).unwrap(), Some(Duration::from_secs(1)));
         let error = params.finish().unwrap_err();
         assert_eq!(error.message, "query: \"x\" is unknown; this route takes state, method, wait");
         assert!(Params::parse("a=1&a=2").one("a").is_err());
         for bad in ["wait=30", "wait=-1s", "wait=301s", "wait=s", "wait="] {
-            assert!(Params::parse(bad).wait().is_err(), "{bad}");
+            assert!(Params::parse(bad).wait(&Limits::default()).is_err(), "{bad}");
         }
     }
 }

@@ -53,7 +53,7 @@ pub(super) async fn submit(
     body: Body,
 ) -> Result<Response, Problem> {
     params.finish()?;
-    let body = read_body(&headers, body, edge.document_bytes()).await?;
+    let body = read_body(&headers, body, edge.handle.limits().document_bytes()).await?;
     if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
         submit_list(&edge, &body).await
     } else {
@@ -153,7 +153,7 @@ pub(super) async fn get(
     id: Segment,
     mut params: Params,
 ) -> Result<Response, Problem> {
-    let (wait, payload) = (params.wait()?, params.flag("payload")?);
+    let (wait, payload) = (params.wait(edge.handle.limits())?, params.flag("payload")?);
     params.finish()?;
     let id = id.task_id()?;
     if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
@@ -192,7 +192,7 @@ pub(super) async fn result(
     id: Segment,
     mut params: Params,
 ) -> Result<Response, Problem> {
-    let wait = params.wait()?;
+    let wait = params.wait(edge.handle.limits())?;
     params.finish()?;
     let id = id.task_id()?;
     if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {

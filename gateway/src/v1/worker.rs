@@ -69,7 +69,7 @@ pub(super) async fn connect(
         let key = shown.to_str().ok().and_then(|value| value.strip_prefix("Bearer "));
         check_key(&edge, key.unwrap_or_default())?;
     }
-    let most = edge.document_bytes();
+    let most = edge.handle.limits().document_bytes();
     let upgrade = upgrade
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
@@ -264,7 +264,7 @@ impl Inbound {
         let Ok(error) = error.into_inner().downcast::<tungstenite::Error>() else { return End::Gone };
         match *error {
             tungstenite::Error::Capacity(_) => {
-                let most = self.edge.document_bytes();
+                let most = self.edge.handle.limits().document_bytes();
                 let message = format!("a message is over {most} bytes, the limit (limits.payload_bytes)");
                 End::Because(close_code::SIZE, Error::new(Reason::PayloadTooLarge, message).into())
             }
