@@ -80,7 +80,9 @@ pub struct FloorSettings {
 /// When it cannot listen, or [`Floor::Log`] cannot write its log.
 pub async fn serve(settings: FloorSettings) -> Result<(), BenchError> {
     let log = match (settings.floor, &settings.data_dir) {
-        (Floor::Log, None) => return Err(BenchError::Usage("the floor log needs a data directory".to_owned())),
+        (Floor::Log, None) => {
+            return Err(BenchError::Usage("the floor log needs a data directory".to_owned()));
+        }
         (Floor::Log, Some(directory)) => {
             std::fs::create_dir_all(directory)?;
             Some(directory.join("log"))

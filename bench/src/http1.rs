@@ -91,7 +91,8 @@ impl Connection {
             httparse::Status::Partial => return Ok(None),
         };
         let status = response.code.unwrap_or(0);
-        let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+        let length =
+            response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
         let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse::<usize>().ok());
         let length = length.ok_or_else(|| unreadable(&"it does not say how long it is"))?;
         if self.read.len() < head + length {

@@ -13,7 +13,8 @@
 //!   one with the workers.
 //! - `load`: what the client does, a file for each kind; [`meter`]: how it is counted; [`task`]: what is called.
 //! - [`floor`]: the bare servers, a file for each.
-//! - [`result`]: what came out, as JSON; `table`: the same for a person.
+//! - [`result`]: what came out, as JSON; `table`: the same for a person;
+//!   `record`: the same for the project, in `BENCHMARKS.md` and plots.
 
 pub mod case;
 mod channel;
@@ -25,6 +26,7 @@ mod load;
 mod matrix;
 pub mod meter;
 pub mod process;
+mod record;
 pub mod result;
 mod run;
 pub mod settings;
@@ -34,6 +36,7 @@ pub mod task;
 mod websocket;
 pub mod worker;
 
+pub use record::record;
 pub use result::Report;
 pub use run::{estimate, run};
 pub use settings::Settings;

@@ -101,8 +101,7 @@ async fn execute(State(floor): State<Arc<Floor>>, body: Bytes) -> Response {
         return StatusCode::BAD_REQUEST.into_response();
     };
     let id = Uuid::new_v4();
-    let task =
-        format!("{{\"method\":{method},\"params\":{params},\"taskId\":\"{id}\",\"type\":\"task\"}}\n");
+    let task = format!("{{\"method\":{method},\"params\":{params},\"taskId\":\"{id}\",\"type\":\"task\"}}\n");
     floor.shard(id).lock().insert(id, Slot::Running);
     if floor.send(task.into()) {
         answer("null", "processing", id)

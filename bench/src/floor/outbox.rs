@@ -25,10 +25,6 @@ impl<T, X> Default for Outbox<T, X> {
 }
 
 impl<T, X> Outbox<T, X> {
-    pub(super) fn push(&self, entry: T) {
-        self.update(|entries, _| entries.push(entry));
-    }
-
     pub(super) fn extend(&self, mut more: Vec<T>) {
         self.update(|entries, _| match entries.is_empty() {
             true => mem::swap(entries, &mut more),
@@ -70,7 +66,7 @@ mod tests {
         let cx = Context::from_waker(Waker::noop());
         let mut taken = Vec::new();
         assert_eq!(outbox.poll_take(&cx, &mut taken), Poll::Pending);
-        outbox.push(1);
+        outbox.extend(vec![1]);
         outbox.extend(vec![2, 3]);
         assert_eq!(outbox.poll_take(&cx, &mut taken), Poll::Ready(None));
         assert_eq!(taken, [1, 2, 3]);

@@ -29,7 +29,8 @@ async fn channel(url: &str) -> Channel {
 /// A worker of the SDK that adds, and says who it is to `whoami`.
 async fn worker(url: &str, name: &'static str) -> WorkerHandle {
     let add = |_: Context, payload: Payload| async move {
-        let data = task::answer(&payload.data).ok_or_else(|| HandlerError::new("bad", "not a call of ours"))?;
+        let data =
+            task::answer(&payload.data).ok_or_else(|| HandlerError::new("bad", "not a call of ours"))?;
         Ok::<_, HandlerError>(Payload { data, content_type: String::new() })
     };
     let whoami = move |_: Context, _: Payload| async move {

@@ -37,17 +37,13 @@ pub(crate) async fn run(
     open(stage, kind, first..connections, &mut held).await?;
     let after = settled(stage, &mut held).await?;
     let share = after.saturating_sub(before) as f64 / f64::from(connections - first);
-    let mut sample =
-        Sample { server_rss_mib: Some(after as f64 / f64::from(1 << 20)), ..Sample::default() };
+    let mut sample = Sample { server_rss_mib: Some(after as f64 / f64::from(1 << 20)), ..Sample::default() };
     sample.extra.insert(Extra::KibEach.as_str().to_owned(), share / 1024.0);
     Ok(sample)
 }
 
 /// The server's memory after everybody has been idle for a while; none of them may leave meanwhile.
-async fn settled(
-    stage: &Stage<'_>,
-    held: &mut JoinSet<Result<(), BenchError>>,
-) -> Result<u64, BenchError> {
+async fn settled(stage: &Stage<'_>, held: &mut JoinSet<Result<(), BenchError>>) -> Result<u64, BenchError> {
     tokio::select! {
         () = tokio::time::sleep(stage.settings.seconds) => {}
         Some(ended) = held.join_next() => {
@@ -56,7 +52,9 @@ async fn settled(
         }
     }
     stage.server.resident().ok_or_else(|| {
-        BenchError::Usage("the memory of a server elsewhere, or of this system's processes, is not known".to_owned())
+        BenchError::Usage(
+            "the memory of a server elsewhere, or of this system's processes, is not known".to_owned(),
+        )
     })
 }
 
@@ -99,7 +97,9 @@ async fn connect(url: &str, kind: IdleKind, index: u32) -> Result<Idle, BenchErr
 fn hold(mut socket: websocket::Socket) -> Idle {
     Box::pin(async move {
         while let Some(message) = socket.next().await {
-            if let Message::Close(frame) = message.map_err(|error| BenchError::failed("idle worker", error))? {
+            if let Message::Close(frame) =
+                message.map_err(|error| BenchError::failed("idle worker", error))?
+            {
                 return Err(BenchError::failed("idle worker", format_args!("closed: {frame:?}")));
             }
         }

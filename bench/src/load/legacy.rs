@@ -17,8 +17,7 @@ use crate::{
     meter::{Meter, Recorder},
     result::Sample,
     stage::Stage,
-    task,
-    websocket,
+    task, websocket,
 };
 
 /// Tasks that a worker answers with one write.
@@ -73,13 +72,7 @@ async fn until_done(
     }
     meter.end();
     let (calls, seconds) = (meter.calls(), start.elapsed().as_secs_f64());
-    Ok(Sample {
-        calls,
-        seconds,
-        rate: calls as f64 / seconds,
-        latency: meter.latency(),
-        ..Sample::default()
-    })
+    Ok(Sample { calls, seconds, rate: calls as f64 / seconds, latency: meter.latency(), ..Sample::default() })
 }
 
 /// What became of the calls.
