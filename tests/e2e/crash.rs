@@ -1,7 +1,7 @@
 //! The server is killed and comes back: what it has acknowledged is there, what ran goes on.
 
-mod ledger;
-mod site;
+pub(crate) mod ledger;
+pub(crate) mod site;
 mod trials;
 
 use std::{
@@ -29,7 +29,7 @@ use crate::grpc::{Held, hold, now_ms, refusal, soon};
 const DEFAULTS: &str = "";
 
 /// Of a run that can be repeated, as far as the machine allows.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let seed = match std::env::var("CREWCALL_TEST_SEED") {
         Ok(seed) => seed.parse().expect("CREWCALL_TEST_SEED is a number"),
         Err(_) => rand::random::<u64>(),
@@ -272,6 +272,7 @@ async fn a_second_process_is_refused_and_the_first_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_under_durable_load_loses_no_acknowledgement() {
+    let proof = proof::Proof::begin("SIGTERM under load", "./test e2e -- sigterm");
     let mut random = StdRng::seed_from_u64(seed());
     let mut site = Site::open(DEFAULTS).await;
     let ledger = Arc::new(Ledger::default());
@@ -325,6 +326,12 @@ async fn sigterm_under_durable_load_loses_no_acknowledgement() {
     assert_eq!(soon(ledger.compare(&client)).await, 0);
     ledger.assert_kept(&site.log());
     println!("{} acknowledged, {} leases, none lost", ledger.acknowledged(), ledger.leases());
+    proof.record(&[
+        ("exit code, with 8 callers at work", "0".to_owned()),
+        ("acknowledged tasks", proof::count(ledger.acknowledged())),
+        ("of them still open at the end, and ended by the next server", proof::count(open.len())),
+        ("lost, or ended twice", proof::count(0_u64)),
+    ]);
     worker.abort();
 }
 

@@ -6,7 +6,7 @@ mod drain;
 mod limits;
 mod pipe;
 mod processes;
-mod proxy;
+pub(crate) mod proxy;
 mod python;
 mod races;
 mod routing;

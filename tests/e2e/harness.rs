@@ -43,9 +43,11 @@ pub(crate) struct Ended {
     pub(crate) stderr: String,
 }
 
-/// The binary under test with the arguments, and nothing of this process's `CREWCALL_*` environment.
+/// The binary under test with the arguments, and nothing of this process's `CREWCALL_*` environment. A run of
+/// hours names a copy in `CREWCALL_TEST_BINARY`, so that a build meanwhile does not change what it tests.
 pub(crate) fn crewcall<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_crewcall"));
+    let built = env!("CARGO_BIN_EXE_crewcall").into();
+    let mut command = Command::new(std::env::var_os("CREWCALL_TEST_BINARY").unwrap_or(built));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("CREWCALL_") {
             command.env_remove(name);

@@ -82,7 +82,18 @@ pub(crate) async fn send(
     headers: &[(&str, &str)],
     body: impl Into<Bytes>,
 ) -> Answer {
-    let (parts, body) = begin(server.address(), method, target, headers, body).await.into_parts();
+    send_to(server.address(), method, target, headers, body).await
+}
+
+/// [`send`], where the server itself cannot be had.
+pub(crate) async fn send_to(
+    address: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Answer {
+    let (parts, body) = begin(address, method, target, headers, body).await.into_parts();
     let body = soon(body.collect()).await.unwrap().to_bytes();
     Answer { status: parts.status.as_u16(), headers: parts.headers, body }
 }

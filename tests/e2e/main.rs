@@ -7,6 +7,8 @@ mod abuse;
 mod cli;
 mod crash;
 mod crowd;
+#[cfg(target_os = "linux")]
+mod faults;
 mod grpc;
 mod harness;
 mod http;

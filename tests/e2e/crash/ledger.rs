@@ -59,13 +59,13 @@ impl Ledger {
         let number = entry.number;
         let before = entry.outcome.get_or_insert_with(|| outcome.clone()).clone();
         if before != *outcome {
-            state.broken.push(format!("{id} ended as {before:?}, then as {outcome:?}"));
+            state.broken.push(format!("{id} ended as {}, then as {}", brief(&before), brief(outcome)));
         }
         let Some(Kind::Succeeded(result)) = &outcome.kind else { return };
         let result: Value = result.decode().unwrap();
         let ran = result["lease"].as_u64().and_then(|lease| state.leases.get(&lease));
         if result["number"] != number || ran.is_none_or(|(task, _)| task != id) {
-            state.broken.push(format!("{id} is task {number} and its result is {result}"));
+            state.broken.push(format!("{id} is task {number} and its result is {}", brief(&result)));
         }
     }
 
@@ -87,6 +87,10 @@ impl Ledger {
 
     pub(crate) fn leases(&self) -> usize {
         self.state.lock().unwrap().leases.len()
+    }
+
+    pub(crate) fn keys(&self) -> usize {
+        self.state.lock().unwrap().keys.len()
     }
 
     pub(crate) fn outcomes(&self) -> usize {
@@ -148,6 +152,11 @@ impl Ledger {
         let broken = self.broken();
         assert!(broken.is_empty(), "promises broken:\n{}\nlog of the server:\n{server}", broken.join("\n"));
     }
+}
+
+/// The beginning of what may be long.
+fn brief(what: &impl std::fmt::Debug) -> String {
+    format!("{what:?}").chars().take(300).collect()
 }
 
 /// Everything the server has.

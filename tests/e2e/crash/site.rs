@@ -1,6 +1,6 @@
 //! A server that dies and comes back: always the same data directory, always another port, one address.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{ffi::OsString, net::SocketAddr, path::Path, time::Duration};
 
 use crewcall_sdk::Client;
 use tempfile::TempDir;
@@ -17,6 +17,7 @@ use crate::harness::{Server, ServerBuilder};
 pub(crate) struct Site {
     data: TempDir,
     limits: &'static str,
+    environment: Vec<(&'static str, OsString)>,
     switch: Switch,
     server: Option<Server>,
 }
@@ -33,8 +34,17 @@ pub(crate) struct Switch {
 impl Site {
     /// Starts the first server.
     pub(crate) async fn open(limits: &'static str) -> Self {
-        let mut site =
-            Self { data: tempfile::tempdir().unwrap(), limits, switch: Switch::open().await, server: None };
+        Self::open_in(limits, |_| Vec::new()).await
+    }
+
+    /// Each server gets the environment made for the data directory.
+    pub(crate) async fn open_in(
+        limits: &'static str,
+        environment: impl FnOnce(&Path) -> Vec<(&'static str, OsString)>,
+    ) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let environment = environment(data.path());
+        let mut site = Self { data, limits, environment, switch: Switch::open().await, server: None };
         site.start();
         site
     }
@@ -73,9 +83,22 @@ impl Site {
         status.code()
     }
 
+    /// Waits for the server to end by itself; its exit code and what it logged.
+    pub(crate) fn ended(&mut self) -> (Option<i32>, String) {
+        let mut server = self.server.take().expect("a server is up");
+        let status = tokio::task::block_in_place(|| server.wait());
+        self.switch.target.send_replace(None);
+        (status.code(), server.log())
+    }
+
     /// Another server for the same data directory.
     pub(crate) fn builder(&self) -> ServerBuilder {
-        Server::builder().arg("--data-dir").arg(self.data()).args(["--limits", self.limits])
+        let builder = Server::builder().arg("--data-dir").arg(self.data()).args(["--limits", self.limits]);
+        self.environment.iter().fold(builder, |builder, (name, value)| builder.env(name, value))
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        self.server.as_ref().expect("a server is up")
     }
 
     pub(crate) fn data(&self) -> &Path {

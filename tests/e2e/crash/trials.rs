@@ -47,6 +47,7 @@ struct Tally {
     acknowledged: AtomicU64,
     outcomes: AtomicU64,
     leases: AtomicU64,
+    keys: AtomicU64,
     /// Requests that nobody answered.
     unanswered: AtomicU64,
     lost: AtomicU64,
@@ -71,10 +72,8 @@ struct Trial {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nothing_acknowledged_is_lost_to_kill_9() {
     let seed = seed();
-    let trials = match std::env::var("CREWCALL_CRASH_TRIALS") {
-        Ok(trials) => trials.parse().expect("CREWCALL_CRASH_TRIALS is a number"),
-        Err(_) => 30,
-    };
+    let trials = proof::size("CREWCALL_CRASH_TRIALS", 30);
+    let proof = proof::Proof::begin("kill -9", "./test e2e -- crash::trials");
     let begun = Instant::now();
     let tally = Arc::new(Tally::default());
     let mut lanes = JoinSet::new();
@@ -90,6 +89,21 @@ async fn nothing_acknowledged_is_lost_to_kill_9() {
     assert_eq!(count(&tally.trials), trials);
     assert_eq!(count(&tally.lost), 0);
     assert!(count(&tally.kills) >= 3 * trials && count(&tally.acknowledged) >= 20 * trials, "{tally:?}");
+    let shown = |number: &AtomicU64| proof::count(count(number));
+    proof.record(&[
+        ("trials", shown(&tally.trials)),
+        ("kill -9 of the server", shown(&tally.kills)),
+        ("kill -9 of a worker", shown(&tally.workers_killed)),
+        ("acknowledged tasks", shown(&tally.acknowledged)),
+        ("requests that nobody answered", shown(&tally.unanswered)),
+        ("attempts (leases handed out)", shown(&tally.leases)),
+        ("**acknowledged tasks lost**", shown(&tally.lost)),
+        ("**acknowledged outcomes changed or ended twice**", proof::count(0_u64)),
+        ("idempotency keys", shown(&tally.keys)),
+        ("**keys with two tasks**", proof::count(0_u64)),
+        ("payloads or results that were not those handed in", proof::count(0_u64)),
+        ("acknowledged tasks that had not ended after their trial", proof::count(0_u64)),
+    ]);
 }
 
 async fn run_lane(lane: u64, trials: u64, mut random: StdRng, tally: Arc<Tally>) {
@@ -122,6 +136,7 @@ async fn run_lane(lane: u64, trials: u64, mut random: StdRng, tally: Arc<Tally>)
         tally.acknowledged.fetch_add(ledger.acknowledged() as u64, Ordering::Relaxed);
         tally.outcomes.fetch_add(ledger.outcomes() as u64, Ordering::Relaxed);
         tally.leases.fetch_add(ledger.leases() as u64, Ordering::Relaxed);
+        tally.keys.fetch_add(ledger.keys() as u64, Ordering::Relaxed);
     }
 }
 
@@ -217,6 +232,12 @@ impl Trial {
     }
 }
 
+/// What tells one large payload from all others.
+fn blob(number: u64, bytes: usize) -> String {
+    let line = format!("{number} ");
+    line.chars().cycle().take(bytes).collect()
+}
+
 fn task(number: u64, random: &mut StdRng) -> NewTask {
     let builder = TaskBuilder::new("work").retention(RETENTION).retry(RETRY).durable();
     let task = match random.random_range(0..10) {
@@ -225,9 +246,9 @@ fn task(number: u64, random: &mut StdRng) -> NewTask {
         6 => builder.payload(&json!({"number": number, "fail_below": random.random_range(2..4)})),
         7 => builder.payload(&json!({"number": number, "fail_below": 1000})).max_attempts(2),
         8 => {
-            // Payloads that take pages of their own.
-            let blob = "x".repeat(random.random_range(1_000..60_000));
-            builder.payload(&json!({"number": number, "blob": blob}))
+            // Payloads, and results, that take rows and pages of their own.
+            let bytes = random.random_range(1_000..150_000);
+            builder.payload(&json!({"number": number, "bytes": bytes, "blob": blob(number, bytes)}))
         }
         _ => {
             let wait = Duration::from_millis(random.random_range(20..500));
@@ -245,8 +266,11 @@ fn task_with_key(trial: &Trial, random: &mut StdRng) -> (u64, String, NewTask) {
     let key = format!("{} key {number}", trial.name);
     // Above every number that is counted up.
     let number = (1 << 40) + trial.last * 100 + number;
+    // A large one is told from another also when neither is in memory.
+    let bytes = if number % 5 == 0 { 70_000 } else { 0 };
+    let payload = json!({"number": number, "ms": number % 30, "bytes": bytes, "blob": blob(number, bytes)});
     let task = TaskBuilder::new("work")
-        .payload(&json!({"number": number, "ms": number % 30}))
+        .payload(&payload)
         .idempotency_key(key.clone())
         .retention(RETENTION)
         .retry(RETRY)
@@ -384,6 +408,11 @@ fn start(trial: &Trial, name: String) -> WorkerHandle {
             if !late {
                 ledger.broke(format!("{} runs before its time: {input}", context.task_id()));
             }
+            let number = input["number"].as_u64().expect("every task has one");
+            let bytes = input["bytes"].as_u64().unwrap_or(0) as usize;
+            if bytes > 0 && input["blob"] != blob(number, bytes) {
+                ledger.broke(format!("{} runs with another payload: {input}", context.task_id()));
+            }
             async move {
                 if let Some(ms) = input["ms"].as_u64() {
                     tokio::time::sleep(Duration::from_millis(ms)).await;
@@ -392,7 +421,8 @@ fn start(trial: &Trial, name: String) -> WorkerHandle {
                     return Err(HandlerError::new("not_yet", format!("attempt {}", context.attempt())));
                 }
                 // The lease tells apart the results of two attempts.
-                Ok(json!({"number": input["number"], "lease": context.lease()}))
+                let blob = blob(number, bytes / 2);
+                Ok(json!({"number": number, "lease": context.lease(), "blob": blob}))
             }
         })
         .build()

@@ -17,29 +17,29 @@ use super::{
 };
 use crate::harness::Server;
 
-const RACES: usize = 2_000;
-
 /// RELIABILITY: a cancel races with the result. One of the two counts, and the caller, whoever cancels and
 /// the worker are all told the same one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_and_a_result_have_one_winner_and_all_are_told_the_same() {
+    let races = proof::size("CREWCALL_RACES", 10_000);
+    let proof = proof::Proof::begin("cancel racing complete", "./test e2e -- races");
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let server = Server::start();
     let client = client(&server).await;
     let pipe = client.pipe();
     let mut hand = Hand::join(&server.url(), hello("h", "race", 4096)).await.unwrap();
-    hand.credit(RACES as u64);
+    hand.credit(races);
     let task = || crewcall_sdk::TaskBuilder::new("race").payload(&()).build().unwrap();
-    let calls: Vec<_> = (0..RACES).map(|_| tokio::spawn(pipe.call_raw(task()).outcome())).collect();
+    let calls: Vec<_> = (0..races).map(|_| tokio::spawn(pipe.call_raw(task()).outcome())).collect();
     let mut assigned = Vec::new();
-    while assigned.len() < RACES {
+    while (assigned.len() as u64) < races {
         assigned.extend(hand.until(|frame| !frame.assign.is_empty()).await.assign);
     }
     let mut random = StdRng::seed_from_u64(seed);
     // Results count up in the order in which they are sent.
     let seq = Cell::new(0);
-    let races = assigned.iter().map(|assign| {
+    let attempts = assigned.iter().map(|assign| {
         let (cancel_waits, result_waits) = (random.random_range(0..4), random.random_range(0..4));
         let (client, hand, seq) = (&client, &hand, &seq);
         async move {
@@ -55,7 +55,7 @@ async fn a_cancel_and_a_result_have_one_winner_and_all_are_told_the_same() {
             (assign.lease, assign.task_id.clone(), tokio::join!(cancel, complete).0)
         }
     });
-    let cancels: Vec<_> = soon(stream::iter(races).buffer_unordered(32).collect()).await;
+    let cancels: Vec<_> = soon(stream::iter(attempts).buffer_unordered(32).collect()).await;
 
     let (mut told_to_stop, mut refused) = (HashMap::new(), HashMap::new());
     // The answer to the beat comes after everything there is to say about what came before it.
@@ -99,11 +99,17 @@ async fn a_cancel_and_a_result_have_one_winner_and_all_are_told_the_same() {
             (outcome, cancel) => panic!("{id}: the caller got {outcome:?}, who cancelled {cancel:?}"),
         }
     }
-    println!("{cancelled} of {RACES} were cancelled");
+    println!("{cancelled} of {races} were cancelled");
     let stats = client.stats().await.unwrap();
-    assert_eq!((stats.cancelled_total, stats.finished_total), (cancelled, RACES as u64 - cancelled));
+    assert_eq!((stats.cancelled_total, stats.finished_total), (cancelled, races - cancelled));
     assert_eq!((stats.refused_total, stats.leased), (cancelled, 0));
-    assert!((1..RACES as u64).contains(&cancelled), "no race at all: {cancelled}");
+    assert!((1..races).contains(&cancelled), "no race at all: {cancelled}");
+    proof.record(&[
+        ("cancels, each racing the result of its task", proof::count(races)),
+        ("the cancel came first", proof::count(cancelled)),
+        ("the result came first", proof::count(races - cancelled)),
+        ("caller, canceller and worker were told different outcomes", proof::count(0_u64)),
+    ]);
 }
 
 async fn turns(count: u32) {
