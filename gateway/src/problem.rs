@@ -115,8 +115,10 @@ impl Problem {
 
 /// The HTTP status of a refusal.
 pub(crate) fn status_of(reason: Reason) -> StatusCode {
-    if reason == Reason::PayloadTooLarge {
-        return StatusCode::PAYLOAD_TOO_LARGE;
+    match reason {
+        Reason::PayloadTooLarge => return StatusCode::PAYLOAD_TOO_LARGE,
+        Reason::StoreUnavailable => return StatusCode::INSUFFICIENT_STORAGE,
+        _ => {}
     }
     match reason.kind() {
         ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,

@@ -6,6 +6,11 @@
  *   SHIM_EIO    the nth sync from now on fails with EIO, once; what it should have made durable stays in the
  *               page cache, marked clean, as Linux does
  *   SHIM_ROOM   while this file exists it holds the number of bytes by which files may still grow; then ENOSPC
+ *   SHIM_FAULTS a directory of switches, each a file that may come and go while the process runs:
+ *               eio    the next sync fails with EIO, and takes the file away
+ *               delay  every sync takes so many milliseconds longer
+ *               block  every sync waits until the file is gone; meanwhile there is a file `blocked`
+ *               clock  by how many seconds the wall clock is wrong
  *
  * A file keeps the name under which it was opened. One process, few files, no forks. */
 #define _GNU_SOURCE
@@ -19,6 +24,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #define FILES 4096
@@ -42,6 +49,39 @@ static const char *below(const char *path) {
 
 static const char *name_of(int fd) {
     return fd >= 0 && fd < FILES ? names[fd] : NULL;
+}
+
+/* The number in a switch of SHIM_FAULTS, 0 if it holds none; -1 when there is no such switch. `path` becomes
+ * its name. */
+static long fault(const char *name, char path[static 512]) {
+    REAL(int, open64, const char *, int, ...);
+    REAL(int, close, int);
+    const char *dir = getenv("SHIM_FAULTS");
+    if (!dir || snprintf(path, 512, "%s/%s", dir, name) >= 512) return -1;
+    int fd = real_open64(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -1;
+    char text[32] = {0};
+    if (read(fd, text, sizeof text - 1) < 0) abort();
+    real_close(fd);
+    return atol(text);
+}
+
+/* What a sync goes through before it is done; whether it fails. */
+static int hinder_sync(void) {
+    REAL(int, open64, const char *, int, ...);
+    REAL(int, close, int);
+    REAL(int, unlink, const char *);
+    char path[512], blocked[512];
+    long delay = fault("delay", path);
+    if (delay > 0) usleep(delay * 1000);
+    if (fault("block", path) >= 0) {
+        fault("blocked", blocked);
+        int fd = real_open64(blocked, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        if (fd >= 0) real_close(fd);
+        while (fault("block", path) >= 0) usleep(1000);
+        real_unlink(blocked);
+    }
+    return fault("eio", path) >= 0 && !real_unlink(path);
 }
 
 /* op u8, name length u16, name, two u64, data */
@@ -165,6 +205,7 @@ TRUNCATE(ftruncate64, off64_t)
         REAL(int, function, int); \
         const char *name = name_of(fd), *failing = getenv("SHIM_EIO"); \
         if (name && failing && ++syncs == atol(failing)) return errno = EIO, -1; \
+        if (name && hinder_sync()) return errno = EIO, -1; \
         int result = real_##function(fd); \
         if (!result && name) record('S', name, 0, 0, NULL, 0); \
         return result; \
@@ -185,4 +226,33 @@ int unlink(const char *path) {
     int result = real_unlink(path);
     if (!result && below(path)) record('U', below(path), 0, 0, NULL, 0);
     return result;
+}
+
+static time_t wrong_by(void) {
+    char path[512];
+    REAL(int, access, const char *, int);
+    const char *dir = getenv("SHIM_FAULTS");
+    if (!dir || snprintf(path, sizeof path, "%s/clock", dir) >= (int)sizeof path || real_access(path, F_OK)) return 0;
+    return fault("clock", path);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    REAL(int, clock_gettime, clockid_t, struct timespec *);
+    int result = real_clock_gettime(clock, now);
+    if (!result && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += wrong_by();
+    return result;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    REAL(int, gettimeofday, struct timeval *, void *);
+    int result = real_gettimeofday(now, zone);
+    if (!result) now->tv_sec += wrong_by();
+    return result;
+}
+
+time_t time(time_t *into) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (into) *into = now.tv_sec;
+    return now.tv_sec;
 }
