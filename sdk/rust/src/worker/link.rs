@@ -35,11 +35,15 @@ impl Link {
         }
     }
 
-    /// Changes the outbox and lets the writer look.
+    /// Changes the outbox and lets the writer look, if there is anything to see: woken for nothing, it would
+    /// only be in the way of what runs meanwhile.
     pub(crate) fn update<T>(&self, change: impl FnOnce(&mut Outbox) -> T) -> T {
         let (changed, writer) = {
             let mut state = self.state.lock();
-            (change(&mut state.outbox), state.writer.take())
+            let connection = state.outbox.connection;
+            let changed = change(&mut state.outbox);
+            let news = state.outbox.has_news() || state.outbox.connection != connection;
+            (changed, if news { state.writer.take() } else { None })
         };
         if let Some(writer) = writer {
             writer.wake();
@@ -49,6 +53,11 @@ impl Link {
 
     pub(crate) fn read<T>(&self, look: impl FnOnce(&Outbox) -> T) -> T {
         look(&self.state.lock().outbox)
+    }
+
+    /// The writer has been woken and has not looked yet.
+    pub(crate) fn writer_is_due(&self) -> bool {
+        self.state.lock().writer.is_none()
     }
 
     pub(crate) fn progress(&self, lease: u64, progress: Progress) {

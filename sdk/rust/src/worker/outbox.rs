@@ -348,12 +348,26 @@ impl Outbox {
         }
     }
 
+    /// Whether there is anything to say.
+    pub(crate) fn has_news(&self) -> bool {
+        self.hello.is_some()
+            || self.welcomed
+                && (!self.fresh.is_empty()
+                    || !self.chunks.is_empty()
+                    || !self.started.is_empty()
+                    || !self.released.is_empty()
+                    || !self.progress.is_empty()
+                    || self.beat
+                    || self.bye.is_some()
+                    || self.pools.iter().any(|pool| pool.total != pool.told))
+    }
+
     /// Everything there is to say, up to the size of a frame; `None` when there is nothing.
     pub(crate) fn next_frame(&mut self) -> Option<SessionRequest> {
         if let Some(hello) = self.hello.take() {
             return Some(SessionRequest { hello: Some(hello), ..SessionRequest::default() });
         }
-        if !self.welcomed {
+        if !self.has_news() {
             return None;
         }
         let mut frame = SessionRequest { chunks: self.chunks.take(0), ..SessionRequest::default() };
@@ -379,19 +393,8 @@ impl Outbox {
             }
             frame.bye = self.bye.take();
         }
-        (!is_empty(&frame)).then_some(frame)
+        Some(frame)
     }
-}
-
-fn is_empty(frame: &SessionRequest) -> bool {
-    frame.credits.is_empty()
-        && frame.started.is_empty()
-        && frame.progress.is_empty()
-        && frame.chunks.is_empty()
-        && frame.results.is_empty()
-        && frame.released.is_empty()
-        && frame.beat.is_none()
-        && frame.bye.is_none()
 }
 
 const OVERHEAD: usize = 32;

@@ -179,18 +179,26 @@ impl Session {
         let accepted: Vec<(usize, Assign)> = self.link.update(|outbox| {
             assigns.into_iter().filter_map(|assign| Some((outbox.accept(&assign)?, assign))).collect()
         });
-        give_way().await;
+        self.give_way().await;
         let mut ended = Vec::with_capacity(accepted.len().min(GATHER_COUNT));
         let mut gathering_since = Instant::now();
         for (pool, assign) in accepted {
             ended.extend(self.run_one(pool, assign));
             if ended.len() >= GATHER_COUNT || gathering_since.elapsed() >= GATHER_TIME {
                 self.report(&mut ended);
-                give_way().await;
+                self.give_way().await;
                 gathering_since = Instant::now();
             }
         }
         self.report(&mut ended);
+    }
+
+    /// Lets the writer run before the next handler does. Woken from here it sits in this thread's own slot,
+    /// where no other thread can take it while a handler keeps this one.
+    async fn give_way(&self) {
+        if self.link.writer_is_due() {
+            tokio::task::yield_now().await;
+        }
     }
 
     fn report(&self, ended: &mut Vec<Ended>) {
@@ -235,12 +243,6 @@ impl Session {
         });
         None
     }
-}
-
-/// Lets the writer run before the next handler does. Woken from here it sits in this thread's own slot,
-/// where no other thread can take it while a handler keeps this one.
-async fn give_way() {
-    tokio::task::yield_now().await;
 }
 
 type Returned = std::thread::Result<Result<Payload, HandlerError>>;
