@@ -1,10 +1,6 @@
 //! Under which conditions a run was made: what whoever repeats it needs to know.
 
-use std::{
-    fs,
-    process::Command,
-    time::SystemTime,
-};
+use std::{fs, process::Command, time::SystemTime};
 
 use crate::{Settings, process::ServerProcess, result::Conditions};
 
@@ -20,7 +16,9 @@ pub(crate) fn now(settings: &Settings) -> Conditions {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name));
-        line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+        line.and_then(|line| line.split_once(':'))
+            .map(|(_, value)| value.trim().to_owned())
+            .unwrap_or_default()
     };
     let memory = field(&read("/proc/meminfo"), "MemTotal");
     let kib = memory.split(' ').next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_default();

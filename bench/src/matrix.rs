@@ -38,7 +38,9 @@ pub(crate) fn cases(mode: Mode, settings: &Settings) -> Vec<Case> {
     match mode {
         Mode::Pipe => {
             let awaited = in_flight(&[1, 64, 256, 1024]).into_iter().map(|n| pipe(Caller::Awaited, n));
-            awaited.chain(in_flight(&[1, 64, 256, 1024]).into_iter().map(|n| pipe(Caller::Window, n))).collect()
+            awaited
+                .chain(in_flight(&[1, 64, 256, 1024]).into_iter().map(|n| pipe(Caller::Window, n)))
+                .collect()
         }
         Mode::Call => {
             let connections = match settings.connections.as_slice() {
@@ -145,10 +147,9 @@ fn pipe(caller: Caller, in_flight: u32) -> Case {
         (Caller::Awaited, 1) => &[LONE_PIPE],
         (Caller::Awaited, 64) => &[Goal::ratio_at_least(Metric::Rate, 0.50, 0.70)],
         (Caller::Awaited, 1024) => &[Goal::ratio_at_least(Metric::Rate, 0.45, 0.65)],
-        (Caller::Window, 1024) => &[
-            Goal::ratio_at_least(Metric::Rate, 0.60, 0.80),
-            Goal::ratio_at_most(Metric::Cpu, 2.1, 1.6),
-        ],
+        (Caller::Window, 1024) => {
+            &[Goal::ratio_at_least(Metric::Rate, 0.60, 0.80), Goal::ratio_at_most(Metric::Cpu, 2.1, 1.6)]
+        }
         _ => &[],
     };
     case(Mode::Pipe, series, in_flight, "in flight", Arm::new(Server::Ephemeral, Crew::one(kind), load))
@@ -158,14 +159,17 @@ fn pipe(caller: Caller, in_flight: u32) -> Case {
 
 fn call(in_flight: u32, connections: u32) -> Case {
     let load = Load::Unary { in_flight, connections };
-    let series = if connections == 1 { "1 connection".to_owned() } else { format!("{connections} connections") };
+    let series =
+        if connections == 1 { "1 connection".to_owned() } else { format!("{connections} connections") };
     let goals: &[Goal] = match in_flight {
         1 => &[LONE_REQUEST],
         64 | 256 => &[REQUESTS],
         _ => &[],
     };
     let arm = Arm::new(Server::Ephemeral, Crew::one(WorkerKind::Bare), load);
-    case(Mode::Call, series, in_flight, "in flight", arm).against_floor("bare unary", Floor::Relay).goals(goals)
+    case(Mode::Call, series, in_flight, "in flight", arm)
+        .against_floor("bare unary", Floor::Relay)
+        .goals(goals)
 }
 
 fn rest(in_flight: u32) -> Case {
@@ -250,11 +254,9 @@ fn window() -> Load {
 }
 
 fn workers(number: u32, first: u32) -> Case {
-    let arm = |workers| {
-        Arm::new(Server::Ephemeral, Crew { workers, ..Crew::one(WorkerKind::Bare) }, window())
-    };
-    let goals: &[Goal] =
-        if number == 1000 { &[Goal::ratio_at_least(Metric::Rate, 0.10, 0.25)] } else { &[] };
+    let arm =
+        |workers| Arm::new(Server::Ephemeral, Crew { workers, ..Crew::one(WorkerKind::Bare) }, window());
+    let goals: &[Goal] = if number == 1000 { &[Goal::ratio_at_least(Metric::Rate, 0.10, 0.25)] } else { &[] };
     case(Mode::Workers, "1,024 in flight", number, "workers", arm(number))
         .against("1 worker", arm(first))
         .goals(goals)
@@ -267,7 +269,9 @@ fn methods(number: u32, first: u32) -> Case {
         Arm::new(Server::Ephemeral, crew, window())
     };
     let goals: &[Goal] = if number == 10_000 { &[FLAT] } else { &[] };
-    case(Mode::Methods, "10 workers", number, "methods", arm(number)).against("1 method", arm(first)).goals(goals)
+    case(Mode::Methods, "10 workers", number, "methods", arm(number))
+        .against("1 method", arm(first))
+        .goals(goals)
 }
 
 fn backlog(number: u32, first: u32) -> Case {

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -33,6 +33,7 @@ pub struct Meter {
 #[derive(Debug)]
 struct Shared {
     phase: AtomicU8,
+    any: AtomicBool,
     histogram: Mutex<Histogram<u64>>,
 }
 
@@ -51,7 +52,11 @@ impl Meter {
     pub fn new() -> Result<Self, BenchError> {
         let histogram = Histogram::new_with_bounds(1, LONGEST_NS, FIGURES)
             .map_err(|error| BenchError::failed("histogram", error))?;
-        let shared = Shared { phase: AtomicU8::new(WARM_UP), histogram: Mutex::new(histogram) };
+        let shared = Shared {
+            phase: AtomicU8::new(WARM_UP),
+            any: AtomicBool::new(false),
+            histogram: Mutex::new(histogram),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -68,6 +73,11 @@ impl Meter {
     /// From here on they do not, and callers stop after the one they are at.
     pub fn end(&self) {
         self.shared.phase.store(OVER, Ordering::Relaxed);
+    }
+
+    /// Whether a call was counted yet.
+    pub fn any(&self) -> bool {
+        self.shared.any.load(Ordering::Relaxed)
     }
 
     /// How many calls were counted. All recorders must have been dropped before.
@@ -103,6 +113,9 @@ impl Recorder {
     pub fn record_duration(&mut self, took: Duration) {
         if self.shared.phase.load(Ordering::Relaxed) != WINDOW {
             return;
+        }
+        if self.group.is_empty() {
+            self.shared.any.store(true, Ordering::Relaxed);
         }
         self.group.push(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
         if self.group.len() >= GROUP {

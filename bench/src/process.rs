@@ -59,8 +59,7 @@ impl ServerProcess {
         flags: &'static [&'static str],
     ) -> Result<Self, BenchError> {
         let dir = tempfile::Builder::new().prefix("crewcall-bench-").tempdir_in(Self::place())?;
-        let mut server =
-            Self { process: None, url: String::new(), kind: kind.clone(), flags, dir };
+        let mut server = Self { process: None, url: String::new(), kind: kind.clone(), flags, dir };
         server.run(binary).await?;
         Ok(server)
     }

@@ -159,7 +159,9 @@ impl Pair {
 impl CaseResult {
     /// The case in words: `pipe, awaited, 64 in flight`.
     pub fn title(&self) -> String {
-        format!("{}, {}, {} {}", self.mode.name(), self.series, self.at, self.unit)
+        // 1 worker, 2 workers.
+        let unit = if self.at == 1 { self.unit.strip_suffix('s').unwrap_or(&self.unit) } else { &self.unit };
+        format!("{}, {}, {} {unit}", self.mode.name(), self.series, self.at)
     }
 
     /// A metric of what is measured, over all repetitions.

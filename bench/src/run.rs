@@ -19,7 +19,12 @@ const OWN_SERVER: [Mode; 5] = [Mode::Backlog, Mode::Stored, Mode::Idle, Mode::Ov
 
 /// How long a run will take, about.
 pub fn estimate(settings: &Settings) -> Duration {
-    settings.modes.iter().flat_map(|mode| matrix::cases(*mode, settings)).map(|case| time(&case, settings)).sum()
+    settings
+        .modes
+        .iter()
+        .flat_map(|mode| matrix::cases(*mode, settings))
+        .map(|case| time(&case, settings))
+        .sum()
 }
 
 fn time(case: &Case, settings: &Settings) -> Duration {
@@ -71,7 +76,9 @@ fn check(settings: &Settings) -> Result<(), BenchError> {
     if settings.seconds.is_zero() {
         return usage("a window of no length counts nothing".to_owned());
     }
-    if let Some(mode) = settings.modes.iter().find(|mode| settings.target.is_some() && OWN_SERVER.contains(mode)) {
+    if let Some(mode) =
+        settings.modes.iter().find(|mode| settings.target.is_some() && OWN_SERVER.contains(mode))
+    {
         return usage(format!("{} needs a server of its own: leave --target out", mode.name()));
     }
     Ok(())
@@ -113,18 +120,24 @@ fn goals(case: &Case, result: &CaseResult) -> Vec<GoalResult> {
     let reached = |goal: &crate::case::Goal| {
         if goal.ratio { result.ratio(goal.metric) } else { result.product(goal.metric) }
     };
-    case.goals.iter().map(|goal| GoalResult { goal: *goal, reached: reached(goal) }).collect()
+    // A ratio needs something to compare with.
+    let asked = case.goals.iter().filter(|goal| !goal.ratio || !result.against.is_empty());
+    asked.map(|goal| GoalResult { goal: *goal, reached: reached(goal) }).collect()
 }
 
 fn progress(settings: &Settings, cases: &[Case]) -> ProgressBar {
-    let target =
-        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target = if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
     let rounds = cases.iter().map(|case| u64::from(pairs(case, settings))).sum();
     let bar = ProgressBar::with_draw_target(Some(rounds), target);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} of about {eta} left  {msg}") {
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} of about {eta} left  {msg}")
+    {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
-

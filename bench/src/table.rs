@@ -36,9 +36,11 @@ fn row(case: &CaseResult, compared: bool) -> Vec<String> {
         let all = case.pairs.iter().filter_map(|pair| pair.product.latency.as_ref().map(of));
         Spread::of(all).map_or_else(String::new, |spread| time(spread.median))
     };
+    // Connections that do nothing have no rate.
+    let calls: u64 = case.pairs.iter().map(|pair| pair.product.calls).sum();
     let mut cells = vec![
         case.title(),
-        value(Metric::Rate, count),
+        if calls == 0 { String::new() } else { value(Metric::Rate, count) },
         value(Metric::P50, time),
         latency(|latency| latency.p90_us),
         value(Metric::P99, time),
@@ -57,13 +59,19 @@ fn row(case: &CaseResult, compared: bool) -> Vec<String> {
 /// One line for each figure that the case is held to, or that only it measures.
 fn verdicts(case: &CaseResult) -> Vec<String> {
     let title = case.title();
-    let mut lines: Vec<String> = case.goals.iter().map(|goal| format!("{title}: {}", verdict(case, goal))).collect();
+    let mut lines: Vec<String> =
+        case.goals.iter().map(|goal| format!("{title}: {}", verdict(case, goal))).collect();
     let mut extras: Vec<&String> = case.pairs.iter().flat_map(|pair| pair.product.extra.keys()).collect();
     extras.sort_unstable();
     extras.dedup();
-    for name in extras {
+    let told = |name: &str| {
+        case.goals.iter().any(|goal| {
+            !goal.goal.ratio && matches!(goal.goal.metric, Metric::Extra(extra) if extra.as_str() == name)
+        })
+    };
+    for name in extras.into_iter().filter(|name| !told(name)) {
         let values = case.pairs.iter().filter_map(|pair| pair.product.extra.get(name).copied());
-        if let Some(values) = Spread::of(values) {
+        if let Some(values) = Spread::of(values).filter(|values| values.max != 0.0) {
             lines.push(format!("{title}: {name} = {}", spread(values)));
         }
     }
@@ -107,7 +115,8 @@ fn laid_out(headers: &[&str], rows: &[Vec<String>]) -> String {
     for row in std::iter::once(&headers).chain(rows) {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            let _ = if column == 0 { write!(line, "{cell:width$}") } else { write!(line, "  {cell:>width$}") };
+            let _ =
+                if column == 0 { write!(line, "{cell:width$}") } else { write!(line, "  {cell:>width$}") };
         }
         text.push_str(line.trim_end());
         text.push('\n');

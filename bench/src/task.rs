@@ -57,10 +57,8 @@ fn number_after<'a>(text: &'a [u8], key: &[u8]) -> Option<(u64, &'a [u8])> {
 
 /// Call `number` as a task of a method.
 pub fn task(method: &str, number: u64, size: usize, durable: bool) -> NewTask {
-    let options = durable.then(|| TaskOptions {
-        durability: Durability::Durable.into(),
-        ..TaskOptions::default()
-    });
+    let options =
+        durable.then(|| TaskOptions { durability: Durability::Durable.into(), ..TaskOptions::default() });
     NewTask {
         method: method.to_owned(),
         payload: Some(Payload { data: params(number, size), content_type: String::new() }),

@@ -9,11 +9,7 @@ use crewcall_sdk::{
         worker_client::WorkerClient,
     },
 };
-use tokio::{
-    io::AsyncReadExt as _,
-    sync::mpsc,
-    task::JoinSet,
-};
+use tokio::{io::AsyncReadExt as _, sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
@@ -113,8 +109,7 @@ fn sdk_worker(server: &str, crew: &Crew, index: u32) -> Result<Worker, BenchErro
             .ok_or_else(|| HandlerError::new("bad_payload", "not a payload of this benchmark"))?;
         Ok::<_, HandlerError>(Payload { data: sum, content_type: String::new() })
     };
-    let mut builder =
-        Worker::builder(server).worker_id(worker_id(index)).concurrency(crew.concurrency);
+    let mut builder = Worker::builder(server).worker_id(worker_id(index)).concurrency(crew.concurrency);
     for method in methods(crew, index) {
         builder = builder.method_raw(method, handler);
     }
@@ -192,13 +187,18 @@ impl Bare {
     }
 
     fn take(&mut self, frame: SessionResponse) -> Result<(), BenchError> {
-        if let Some(error) = frame.errors.first() {
-            return Err(BenchError::failed("worker", format!("the server refused a result: {}", error.message)));
+        // A caller that has gone took its calls with it; the results of those are of no use any more.
+        if let Some(error) = frame.errors.iter().find(|error| error.reason != "stale_lease") {
+            return Err(BenchError::failed(
+                "worker",
+                format!("the server refused a result: {}", error.message),
+            ));
         }
         if frame.assign.is_empty() {
             return Ok(());
         }
-        let results = frame.assign.into_iter().map(|assign| self.run(assign)).collect::<Result<Vec<_>, _>>()?;
+        let results =
+            frame.assign.into_iter().map(|assign| self.run(assign)).collect::<Result<Vec<_>, _>>()?;
         self.credit += results.len() as u64;
         let frame = SessionRequest { results, credits: self.credits(), ..SessionRequest::default() };
         if self.busy.is_zero() {

@@ -51,7 +51,8 @@ pub(super) async fn submit(
 ) -> Result<(), BenchError> {
     let failed = |error: &dyn std::fmt::Display| BenchError::failed("preparation", error);
     let numbers: Vec<u64> = (0..u64::from(count)).collect();
-    let mut lists = numbers.chunks(LIST).map(|list| list.iter().map(|number| make(*number)).collect::<Vec<_>>());
+    let mut lists =
+        numbers.chunks(LIST).map(|list| list.iter().map(|number| make(*number)).collect::<Vec<_>>());
     let mut requests = tokio::task::JoinSet::new();
     loop {
         while requests.len() < REQUESTS

@@ -45,7 +45,7 @@ pub(crate) async fn run(
     }
     let mut sample = match calls {
         0 => stage.measure(&meter, callers).await?,
-        _ => until_done(&meter, callers).await?,
+        _ => until_done(stage, &meter, callers).await?,
     };
     let extras = [
         (Extra::Lost, &ledger.lost),
@@ -62,17 +62,28 @@ pub(crate) async fn run(
 
 /// Waits for all callers, however long they take; everything counts.
 async fn until_done(
+    stage: &Stage<'_>,
     meter: &Meter,
     mut callers: JoinSet<Result<(), BenchError>>,
 ) -> Result<Sample, BenchError> {
-    let start = Instant::now();
+    let (cpu, start) = (stage.server.cpu(), Instant::now());
     meter.begin();
     while let Some(ended) = callers.join_next().await {
         ended.map_err(|error| BenchError::failed("caller", error))??;
     }
     meter.end();
     let (calls, seconds) = (meter.calls(), start.elapsed().as_secs_f64());
-    Ok(Sample { calls, seconds, rate: calls as f64 / seconds, latency: meter.latency(), ..Sample::default() })
+    let cpu = stage.server.cpu().zip(cpu).filter(|_| calls > 0);
+    Ok(Sample {
+        calls,
+        seconds,
+        rate: calls as f64 / seconds,
+        latency: meter.latency(),
+        server_cpu_ms_per_1000: cpu
+            .map(|(after, before)| after.saturating_sub(before).as_secs_f64() * 1e6 / calls as f64),
+        server_rss_mib: stage.server.resident().map(|bytes| bytes as f64 / f64::from(1 << 20)),
+        ..Sample::default()
+    })
 }
 
 /// What became of the calls.

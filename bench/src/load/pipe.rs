@@ -12,8 +12,8 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use crate::{
     BenchError,
     case::{Caller, Server},
-    load::PendingPipe,
     channel::{MESSAGE_BYTES, connect},
+    load::PendingPipe,
     meter::{Meter, Recorder},
     result::Sample,
     stage::Stage,

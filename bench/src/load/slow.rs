@@ -23,7 +23,8 @@ const FAST: u32 = 16;
 const SLOW: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(stage: &mut Stage<'_>, callers: u32) -> Result<Sample, BenchError> {
-    let crew = Crew { first_method: 1, concurrency: callers.max(1), busy: SLOW, ..Crew::one(WorkerKind::Sdk) };
+    let crew =
+        Crew { first_method: 1, concurrency: callers.max(1), busy: SLOW, ..Crew::one(WorkerKind::Sdk) };
     let slow_crew = stage.hire(&crew).await?;
     let pipe = connect(stage.url()).await?.pipe();
     let mut slow = JoinSet::new();

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crewcall_sdk::Client;
 use tokio::task::JoinSet;
 
-use crate::{BenchError, meter::Meter, result::Sample, stage::Stage, task};
+use crate::{BenchError, case::Server, meter::Meter, result::Sample, stage::Stage, task};
 
 /// Tasks in flight are spread over so many requests: a request is a list.
 const REQUESTS: u32 = 16;
@@ -16,6 +16,8 @@ pub(crate) async fn run(stage: &mut Stage<'_>, in_flight: u32) -> Result<Sample,
     let mut callers = JoinSet::new();
     let failed = |error: &dyn std::fmt::Display| BenchError::failed("submit", error);
     let client = Client::connect(stage.url()).await.map_err(|error| failed(&error))?;
+    // A floor has no ids to give.
+    let has_ids = !matches!(stage.arm.server, Server::Floor(_));
     let requests = REQUESTS.min(in_flight.max(1));
     for request in 0..requests {
         let list = u64::from(in_flight / requests + u32::from(request < in_flight % requests));
@@ -33,7 +35,7 @@ pub(crate) async fn run(stage: &mut Stage<'_>, in_flight: u32) -> Result<Sample,
                 let took = start.elapsed();
                 for result in results {
                     match result {
-                        Ok(submitted) if !submitted.task_id.is_empty() && !submitted.attached => {
+                        Ok(submitted) if submitted.task_id.is_empty() != has_ids && !submitted.attached => {
                             recorder.record_duration(took);
                         }
                         other => return Err(failed(&format_args!("a task was answered {other:?}"))),

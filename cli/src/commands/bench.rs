@@ -1,6 +1,10 @@
 //! `crewcall bench`: what the server does here, and what it costs beside a bare relay.
 
-use std::{env, path::PathBuf, time::Duration};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser as _};
 use crewcall_bench::{
@@ -65,6 +69,10 @@ pub(crate) struct BenchArgs {
     /// Write the figures to this file, as JSON; - for stdout, instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+
+    /// Also write the figures into BENCHMARKS.md and docs/figures here, in a working copy of crewcall
+    #[arg(long, requires = "compare", conflicts_with_all = ["quick", "target"])]
+    write: bool,
 
     /// Measure this server, http://HOST:PORT, instead of starting one. What it used is then not known
     #[arg(long, value_name = "URL")]
@@ -146,6 +154,11 @@ async fn measure(args: BenchArgs, out: Output) -> Result<Exit, BenchError> {
             out.bytes(crewcall_bench::table(&report).as_bytes())?;
         }
         None => out.bytes(crewcall_bench::table(&report).as_bytes())?,
+    }
+    if args.write {
+        for file in crewcall_bench::record(&report, Path::new("."))? {
+            eprintln!("wrote {}", file.display());
+        }
     }
     Ok(Exit::Ok)
 }

@@ -57,7 +57,8 @@ fn whole(sample: &Value, case: &Value) {
     // Idle connections are the one thing that is not called.
     assert!(sample["calls"].as_u64().unwrap() > 0 || case["mode"] == "idle", "{case}");
     if let Some(latency) = sample["latency"].as_object() {
-        let [p50, p90, p99, max] = ["p50_us", "p90_us", "p99_us", "max_us"].map(|name| latency[name].as_f64());
+        let [p50, p90, p99, max] =
+            ["p50_us", "p90_us", "p99_us", "max_us"].map(|name| latency[name].as_f64());
         assert!(Some(0.0) < p50 && p50 <= p90 && p90 <= p99 && p99 <= max, "{case}");
     }
 }
