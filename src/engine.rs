@@ -195,6 +195,8 @@ struct Gate {
     storing: bool,
     /// The store had no room for the last one; it is tried again at this time.
     full: Option<tokio::time::Instant>,
+    /// What is gathered holds a batch that the store had no room for.
+    held: bool,
     /// With the batch each waits for, in order.
     waiting: VecDeque<(u64, EffectKind)>,
 }
@@ -319,7 +321,12 @@ impl Engine {
         if !self.gate.storing && self.gate.full.is_none() && !self.gate.rows.is_empty() {
             self.gate.storing = true;
             self.gate.batch += 1;
-            self.committer.store(std::mem::take(&mut self.gate.rows));
+            let mut rows = std::mem::take(&mut self.gate.rows);
+            if std::mem::take(&mut self.gate.held) {
+                // What was forgotten since may be the room that the rest needs.
+                rows = RowChange::settle(rows);
+            }
+            self.committer.store(rows);
         }
     }
 
@@ -344,6 +351,7 @@ impl Engine {
                 batch.append(&mut self.gate.rows);
                 self.gate.rows = batch;
                 self.gate.storing = false;
+                self.gate.held = true;
                 self.gate.full = Some(tokio::time::Instant::now() + FULL_RETRY);
                 self.scheduler.store_is_full(Some(reason.to_string()));
             }

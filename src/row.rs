@@ -81,6 +81,24 @@ pub enum RowChange {
     Delete(RowKey),
 }
 
+impl RowChange {
+    /// The row that it is about.
+    pub const fn key(&self) -> RowKey {
+        let (Self::Put(key, _) | Self::Delete(key)) = self;
+        *key
+    }
+
+    /// The same batch for a store that has no room: only the last change of each row, and what makes room before
+    /// what needs it.
+    pub fn settle(batch: Vec<Self>) -> Vec<Self> {
+        let last: BTreeMap<RowKey, Self> = batch.into_iter().map(|change| (change.key(), change)).collect();
+        let (mut settled, puts): (Vec<_>, Vec<_>) =
+            last.into_values().partition(|change| matches!(change, Self::Delete(_)));
+        settled.extend(puts);
+        settled
+    }
+}
+
 /// A row, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Row {

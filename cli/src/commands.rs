@@ -13,14 +13,17 @@ use crate::{
     view,
 };
 
+mod backup;
 mod bench;
 mod call;
 mod control;
+mod dead;
 mod dev;
 mod doctor;
 mod exec;
 mod get;
 mod methods;
+mod pause;
 mod sample;
 mod server;
 mod submit;
@@ -29,13 +32,16 @@ mod tasks;
 mod watch;
 mod worker;
 
+pub(crate) use backup::BackupArgs;
 pub(crate) use bench::{BenchArgs, run as bench};
 pub(crate) use call::CallArgs;
 pub(crate) use control::{CancelArgs, DrainArgs, RetryArgs};
+pub(crate) use dead::DeadArgs;
 pub(crate) use dev::{DevArgs, run as dev};
 pub(crate) use doctor::{DoctorArgs, run as doctor};
 pub(crate) use get::{ExplainArgs, GetArgs};
 pub(crate) use methods::MethodsArgs;
+pub(crate) use pause::{PauseArgs, ResumeArgs};
 pub(crate) use server::{StatsArgs, WorkersArgs};
 pub(crate) use submit::SubmitArgs;
 pub(crate) use tasks::TasksArgs;

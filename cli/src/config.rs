@@ -20,7 +20,9 @@ use clap::{
     builder::{BoolishValueParser, OsStr},
     error::ErrorKind,
 };
-use crewcall::{listener::ListenerSettings, scheduler::Limits, shutdown::Shutdown};
+use crewcall::{
+    listener::ListenerSettings, scheduler::Limits, shutdown::Shutdown, store::StoreOptions,
+};
 
 use crate::{
     exit::Exit,
@@ -151,6 +153,12 @@ pub(crate) struct Config {
     #[arg(long, value_name = "COUNT", env = "CREWCALL_MAX_QUEUE_TASKS", value_parser = count)]
     pub(crate) max_queue_tasks: Option<u32>,
 
+    /// Most bytes of disk that the tables of the store may take; durable work is refused beyond. Its log, some 16 MiB,
+    /// comes on top. Default: none, as much as there is
+    #[arg(long, value_name = "BYTES", env = "CREWCALL_MAX_STORE_BYTES",
+          value_parser = clap::value_parser!(u64).range(1_048_576..))]
+    pub(crate) max_store_bytes: Option<u64>,
+
     /// Any limits of the scheduler, as TOML: 'tasks = 1000, lease_ms = 5000'. In the file: a table [limits];
     /// this replaces it. Default: see docs/config.md
     #[arg(long, value_name = "TABLE", env = "CREWCALL_LIMITS", value_parser = table)]
@@ -191,6 +199,11 @@ impl Config {
             legacy_open_encrypted: self.legacy_open_encrypted,
             ..crewcall_gateway::Settings::new(shutdown)
         }
+    }
+
+    /// What the durable store needs.
+    pub(crate) fn store(&self) -> StoreOptions {
+        StoreOptions { max_bytes: self.max_store_bytes, ..StoreOptions::default() }
     }
 
     /// The scheduler's limits: the table, and over it the flags for single ones.

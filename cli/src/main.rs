@@ -14,8 +14,9 @@ mod serve;
 mod view;
 
 use commands::{
-    BenchArgs, CallArgs, CancelArgs, DevArgs, DoctorArgs, DrainArgs, ExplainArgs, GetArgs, MethodsArgs, RetryArgs,
-    StatsArgs, SubmitArgs, TasksArgs, WatchArgs, WorkerArgs, WorkersArgs,
+    BackupArgs, BenchArgs, CallArgs, CancelArgs, DeadArgs, DevArgs, DoctorArgs, DrainArgs, ExplainArgs,
+    GetArgs, MethodsArgs, PauseArgs, ResumeArgs, RetryArgs, StatsArgs, SubmitArgs, TasksArgs, WatchArgs,
+    WorkerArgs, WorkersArgs,
 };
 use config::Config;
 use exit::Exit;
@@ -66,6 +67,14 @@ enum Command {
     /// Ask a worker to finish what it has and leave
     Drain(Box<DrainArgs>),
     /// Serve methods with any executable
+    /// Let the tasks of a method wait
+    Pause(Box<PauseArgs>),
+    /// Let them wait no longer
+    Resume(Box<ResumeArgs>),
+    /// Look through tasks that failed for good, run them again, discard them
+    Dead(Box<DeadArgs>),
+    /// Copy everything stored, while the server goes on
+    Backup(Box<BackupArgs>),
     Worker(Box<WorkerArgs>),
     /// Examine a data directory, and save what can be read of a damaged one
     Doctor(Box<DoctorArgs>),
@@ -98,6 +107,10 @@ fn main() -> ExitCode {
         Some(Command::Stats(args)) => commands::run(*args),
         Some(Command::Drain(args)) => commands::run(*args),
         Some(Command::Worker(args)) => commands::worker(*args),
+        Some(Command::Pause(args)) => commands::run(*args),
+        Some(Command::Resume(args)) => commands::run(*args),
+        Some(Command::Dead(args)) => commands::run(*args),
+        Some(Command::Backup(args)) => commands::run(*args),
         Some(Command::Doctor(args)) => commands::doctor(*args),
         Some(Command::Bench(args)) => commands::bench(*args),
         // `matches` names the default command, so clap always finds one.

@@ -179,6 +179,21 @@ pub(crate) fn moment(unix_ms: i64) -> String {
     }
 }
 
+/// Bytes in the largest binary unit that says them: `512 B`, `1.5 MiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let (mut tenths, mut unit) = (u128::from(bytes) * 10 / 1024, "KiB");
+    for larger in ["MiB", "GiB", "TiB"] {
+        if tenths < 10_240 {
+            break;
+        }
+        (tenths, unit) = (tenths / 1024, larger);
+    }
+    format!("{}.{} {unit}", tenths / 10, tenths % 10)
+}
+
 /// Milliseconds in words, empty for 0.
 pub(crate) fn span(ms: u64) -> String {
     if ms == 0 { String::new() } else { humantime::format_duration(Duration::from_millis(ms)).to_string() }
@@ -201,6 +216,21 @@ mod tests {
         assert_eq!(moment(1_700_000_000_123), "2023-11-14T22:13:20Z");
         assert_eq!(span(0), "");
         assert_eq!(span(61_000), "1m 1s");
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1_048_575, "1023.9 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (3 << 29, "1.5 GiB"),
+            (u64::MAX, "16777215.9 TiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crewcall::{
     listener::{self, BindError, tls},
     rpc::{self, RpcSettings},
     shutdown::{Shutdown, Signals},
-    store::{EmbeddedStore, MemoryStore, Store, StoreOptions},
+    store::{EmbeddedStore, MemoryStore, Store},
 };
 use tokio::task::{JoinError, JoinHandle};
 use tonic::service::Routes;
@@ -87,7 +87,7 @@ async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<Exit, S
     let store: Box<dyn Store> = if config.ephemeral {
         Box::new(MemoryStore::default())
     } else {
-        Box::new(EmbeddedStore::open(&config.data_dir, StoreOptions::default()).map_err(EngineError::Store)?)
+        Box::new(EmbeddedStore::open(&config.data_dir, config.store()).map_err(EngineError::Store)?)
     };
     let described = store.describe();
     let (handle, engine) = engine::start(limits, store)?;

@@ -216,6 +216,8 @@ pub(crate) struct Method {
     pub(crate) version: String,
     pub(crate) workers: u32,
     pub(crate) ready: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pause: Option<Pause>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) summary: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -229,10 +231,60 @@ pub(crate) struct Method {
     pub(crate) examples: Vec<Box<RawValue>>,
 }
 
+/// Why a method's tasks wait, and since when.
+#[derive(Debug, Serialize)]
+pub(crate) struct Pause {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) by: String,
+    pub(crate) since_unix_ms: i64,
+}
+
+/// How much is used of what there is.
+#[derive(Debug, Serialize)]
+pub(crate) struct Room {
+    pub(crate) max_tasks: u64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) max_memory_bytes: u64,
+    pub(crate) max_dead: u64,
+    pub(crate) store_bytes: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) max_store_bytes: u64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) store_full: String,
+}
+
+impl From<proto::Room> for Room {
+    fn from(room: proto::Room) -> Self {
+        let proto::Room {
+            max_tasks,
+            memory_bytes,
+            max_memory_bytes,
+            max_dead,
+            store_bytes,
+            max_store_bytes,
+            store_full,
+        } = room;
+        Self {
+            max_tasks,
+            memory_bytes,
+            max_memory_bytes,
+            max_dead,
+            store_bytes,
+            max_store_bytes,
+            store_full,
+        }
+    }
+}
+
 #[derive(Debug, Serialize)]
 pub(crate) struct Stats {
     pub(crate) tasks: BTreeMap<&'static str, u64>,
     pub(crate) totals: BTreeMap<&'static str, u64>,
+    pub(crate) paused_methods: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) room: Option<Room>,
     pub(crate) workers: u32,
     pub(crate) uptime_ms: u64,
     pub(crate) version: String,
@@ -452,6 +504,11 @@ impl From<proto::MethodStatus> for Method {
             version: method.version,
             workers: status.workers,
             ready: status.ready,
+            pause: status.pause.map(|pause| Pause {
+                reason: pause.reason,
+                by: pause.by,
+                since_unix_ms: pause.since_unix_ms,
+            }),
             summary: method.summary,
             docs: method.docs,
             input_schema: raw(&method.input_schema),
@@ -482,6 +539,8 @@ impl From<proto::StatsResponse> for Stats {
                 ("retried", stats.retried_total),
                 ("refused", stats.refused_total),
             ]),
+            paused_methods: stats.paused_methods,
+            room: stats.room.map(Into::into),
             workers: stats.workers,
             uptime_ms: stats.uptime_ms,
             version: stats.version,

@@ -13,6 +13,10 @@
 //! | `GET /v1/tasks/{id}/explain` | why is it where it is? |
 //! | `GET /v1/workers` `/v1/methods` `/v1/stats` | what is there, how it does |
 //! | `POST /v1/workers/{id}/drain` | let a worker go |
+//! | `POST /v1/methods/{method}/pause` `…/resume` | let a method's tasks wait, and no longer |
+//! | `GET /v1/dead` | tasks that failed for good |
+//! | `POST /v1/dead/retry` `/v1/dead/discard` | run them again, forget them |
+//! | `POST /v1/backups` | copy the store |
 //! | `GET /v1/worker` | the WebSocket of a worker |
 //! | `GET /openapi.json` | this table for machines |
 
@@ -36,11 +40,13 @@ use crate::{Problem, Settings, openapi};
 
 mod admin;
 mod call;
+mod dead;
 mod dto;
 mod events;
 mod frame;
 mod object;
 mod options;
+mod orders;
 mod params;
 mod payload;
 mod tasks;
@@ -92,6 +98,12 @@ fn documented() -> OpenApiRouter<Arc<Edge>> {
         .routes(routes!(admin::drain))
         .routes(routes!(admin::methods))
         .routes(routes!(admin::stats))
+        .routes(routes!(orders::pause))
+        .routes(routes!(orders::resume))
+        .routes(routes!(orders::backup))
+        .routes(routes!(dead::list))
+        .routes(routes!(dead::retry))
+        .routes(routes!(dead::discard))
         .routes(routes!(worker::connect))
 }
 

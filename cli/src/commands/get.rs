@@ -75,7 +75,7 @@ impl Run for GetArgs {
 }
 
 impl Session {
-    fn show_task(&self, task: proto::Task) -> Result<(), CommandError> {
+    pub(super) fn show_task(&self, task: proto::Task) -> Result<(), CommandError> {
         let out = &self.out;
         let word = |payload: &Payload| match Data::of(payload) {
             Data::Json(json) => json.get().to_owned(),

@@ -6,7 +6,7 @@ use super::{ClientArgs, CommandError, Run, Session};
 use crate::{
     exit::Exit,
     json::{self, Layout},
-    output::{Output, Style, on_one_line, safe},
+    output::{Output, Style, moment, on_one_line, safe},
     view,
 };
 
@@ -49,14 +49,16 @@ impl Run for MethodsArgs {
                 show(out, method)?;
             }
         } else {
-            let rows: Vec<[String; 5]> = methods
+            let rows: Vec<[String; 6]> = methods
                 .into_iter()
                 .map(|method| {
                     let (workers, ready) = (method.workers.to_string(), method.ready.to_string());
-                    [method.name, method.version, workers, ready, method.summary]
+                    let state = if method.pause.is_some() { "paused" } else { "" };
+                    [method.name, method.version, workers, ready, state.to_owned(), method.summary]
                 })
                 .collect();
-            out.table(["NAME", "VERSION", "WORKERS", "WAITING", "SUMMARY"], &rows, "no method is served")?;
+            let headers = ["NAME", "VERSION", "WORKERS", "WAITING", "STATE", "SUMMARY"];
+            out.table(headers, &rows, "no method is served")?;
         }
         Ok(Exit::Ok)
     }
@@ -79,6 +81,11 @@ fn show(out: &Output, method: &view::Method) -> Result<(), CommandError> {
         count => format!("{count} tasks wait for a worker"),
     };
     out.line(&format!("{workers}; {waiting}"))?;
+    if let Some(view::Pause { reason, by, since_unix_ms }) = &method.pause {
+        let by = if by.is_empty() { String::new() } else { format!(" by {by}") };
+        let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        out.line(&on_one_line(&format!("paused since {}{by}{reason}", moment(*since_unix_ms))))?;
+    }
     if !method.docs.is_empty() {
         out.line(&format!("\n{}", safe(method.docs.trim_end())))?;
     }

@@ -5,7 +5,7 @@ use clap::Args;
 use super::{ClientArgs, CommandError, Run, Session};
 use crate::{
     exit::Exit,
-    output::{age, span},
+    output::{age, size, span},
     view,
 };
 
@@ -75,10 +75,26 @@ impl Run for StatsArgs {
         }
         // Seconds are enough: a running server's are forgotten as they are read.
         let uptime_ms = stats.uptime_ms / 1000 * 1000;
+        let paused = match stats.paused_methods {
+            0 => String::new(),
+            1 => "1 method".to_owned(),
+            count => format!("{count} methods"),
+        };
+        let room = stats.room.clone().unwrap_or_default();
+        let of = |used: u64, most: u64| match most {
+            0 => size(used),
+            most => format!("{} of {}", size(used), size(most)),
+        };
+        let memory = of(room.memory_bytes, room.max_memory_bytes);
+        let store = if room.store_bytes == 0 { String::new() } else { of(room.store_bytes, room.max_store_bytes) };
         out.facts(&[
             ("server", format!("crewcall {} at {}", stats.version, session.server)),
             ("up for", if uptime_ms == 0 { "0s".to_owned() } else { span(uptime_ms) }),
             ("workers", stats.workers.to_string()),
+            ("paused", paused),
+            ("memory", memory),
+            ("store", store),
+            ("full", room.store_full),
         ])?;
         let row = |name: &str, now: Option<u64>, total: Option<u64>| {
             let word = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());

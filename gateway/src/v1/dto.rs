@@ -18,6 +18,7 @@ use utoipa::openapi::schema::SchemaType;
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::orders::{PauseDto, RoomDto};
 use super::payload::Embedded;
 
 /// Which verb's defaults apply.
@@ -614,6 +615,9 @@ pub(super) struct MethodStatusDto<'a> {
     workers: u32,
     /// Tasks of the method, of any version, that wait for a worker.
     ready: u64,
+    /// Set while they wait because an operator says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pause: Option<PauseDto>,
 }
 
 /// A function that workers serve, in the words of a worker: untrusted text.
@@ -658,7 +662,8 @@ impl<'a> MethodStatusDto<'a> {
                 pool: "",
             },
         };
-        Self { method, workers: view.workers, ready: view.ready }
+        let pause = view.paused.as_ref().map(PauseDto::new);
+        Self { method, workers: view.workers, ready: view.ready, pause }
     }
 }
 
@@ -702,6 +707,9 @@ pub(super) struct StatsDto {
     uptime_ms: u64,
     /// Of the server.
     version: &'static str,
+    /// Methods whose tasks wait because an operator says so.
+    paused_methods: u32,
+    room: RoomDto,
 }
 
 impl StatsDto {
@@ -724,6 +732,8 @@ impl StatsDto {
             workers: stats.workers,
             uptime_ms: stats.uptime_ms,
             version: env!("CARGO_PKG_VERSION"),
+            paused_methods: stats.paused_methods,
+            room: RoomDto::new(&stats.room),
         }
     }
 }

@@ -104,13 +104,26 @@ async fn submit_list(edge: &Edge, body: &Bytes) -> Result<Response, Problem> {
 fn submit_result(result: Result<Accepted, Error>) -> SubmitResultDto {
     match result {
         Ok(Accepted { id, attached }) => SubmitResultDto::Accepted { task_id: id.to_string(), attached },
-        Err(error) => SubmitResultDto::Refused {
-            refusal: RefusalDto {
-                status: status_of(error.reason).as_u16(),
-                reason: error.reason.as_str(),
-                retry_after_ms: error.retry_after_ms,
-                message: error.message,
-            },
+        Err(error) => SubmitResultDto::Refused { refusal: refusal_out(error) },
+    }
+}
+
+pub(super) fn refusal_out(error: Error) -> RefusalDto {
+    RefusalDto {
+        status: status_of(error.reason).as_u16(),
+        reason: error.reason.as_str(),
+        retry_after_ms: error.retry_after_ms,
+        message: error.message,
+    }
+}
+
+/// Takes `limit`: how many tasks a page may hold.
+pub(super) fn page_size(params: &mut Params) -> Result<usize, Error> {
+    match params.one("limit")? {
+        None => Ok(DEFAULT_PAGE),
+        Some(given) => match given.parse() {
+            Ok(limit @ 1..=MAX_PAGE) => Ok(limit),
+            _ => Err(Error::invalid("limit", format_args!("{given:?}: give 1 to {MAX_PAGE}"))),
         },
     }
 }
@@ -227,13 +240,7 @@ pub(super) async fn result(
 )]
 pub(super) async fn list(State(edge): State<Arc<Edge>>, mut params: Params) -> Result<Response, Problem> {
     let filter = filter(&mut params)?;
-    let limit = match params.one("limit")? {
-        None => DEFAULT_PAGE,
-        Some(given) => match given.parse() {
-            Ok(limit @ 1..=MAX_PAGE) => limit,
-            _ => return Err(Error::invalid("limit", format_args!("{given:?}: give 1 to {MAX_PAGE}")).into()),
-        },
-    };
+    let limit = page_size(&mut params)?;
     let after = match params.one("page")? {
         None => None,
         Some(page) => Some(page.parse::<TaskId>().map_err(|_| {

@@ -18,7 +18,7 @@ use crate::watch::{Watch, WatchTarget};
 #[derive(Debug, Clone)]
 pub struct Client {
     tasks: TasksClient<Channel>,
-    admin: AdminClient<Channel>,
+    pub(crate) admin: AdminClient<Channel>,
     runtime: tokio::runtime::Handle,
 }
 

@@ -17,6 +17,7 @@
 
 mod batch;
 mod channel;
+mod admin;
 pub mod client;
 pub mod error;
 #[cfg(test)]
