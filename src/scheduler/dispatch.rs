@@ -7,16 +7,13 @@ use crate::clock::Timestamp;
 use crate::task::{State, Task};
 
 impl Scheduler {
-    /// Every path into "ready" ends here: the task goes to a worker at once or into its queue. `front`: it
-    /// came back and keeps its place.
-    pub(super) fn ready(&mut self, slot: Slot, front: bool, out: &mut Output) {
+    /// What is new in "ready" goes to a worker at once or to the end of its line.
+    pub(super) fn ready(&mut self, slot: Slot, out: &mut Output) {
         let route = self.lives[slot].route;
-        if !front {
-            self.next_place += 1;
-            let live = &mut self.lives[slot];
-            live.ready_since = self.now;
-            live.place = self.next_place;
-        }
+        self.next_place += 1;
+        let live = &mut self.lives[slot];
+        live.ready_since = self.now;
+        live.place = self.next_place;
         let choice = self.roster.choose(route);
         let queue = &mut self.roster.routes[route].queue;
         let (first, served) = (queue.is_empty(), choice.is_some());
@@ -24,12 +21,7 @@ impl Scheduler {
             self.assign(slot, choice.pool, choice.version, out);
             return;
         }
-        let priority = self.ledger.task(slot).options.priority;
-        if front {
-            queue.put_back(&mut self.lives, slot, priority);
-        } else {
-            queue.push_back(&mut self.lives, slot, priority);
-        }
+        queue.push_back(&mut self.lives, slot, self.ledger.task(slot).options.priority);
         if first {
             self.roster.take_turns(route);
         }
@@ -42,6 +34,23 @@ impl Scheduler {
         if self.stopping {
             self.turn_away(slot, out);
         }
+    }
+
+    /// What comes back to "ready" takes its old place in line. Its route is to be served, but only when all that
+    /// comes back with it stands in line: a younger task must not go before an older one that is a moment behind.
+    pub(super) fn ready_again(&mut self, slot: Slot, out: &mut Output) -> usize {
+        let route = self.lives[slot].route;
+        let queue = &mut self.roster.routes[route].queue;
+        let first = queue.is_empty();
+        queue.put_back(&mut self.lives, slot, self.ledger.task(slot).options.priority);
+        if first {
+            self.roster.take_turns(route);
+        }
+        self.reschedule(slot);
+        if self.stopping {
+            self.turn_away(slot, out);
+        }
+        route
     }
 
     /// Takes the task out of its queue if it waits there.

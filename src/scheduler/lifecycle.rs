@@ -102,7 +102,7 @@ impl Scheduler {
         if delayed.is_some() {
             self.reschedule(slot);
         } else {
-            self.ready(slot, false, out);
+            self.ready(slot, out);
         }
         Ok((slot, false))
     }
@@ -416,24 +416,26 @@ impl Scheduler {
         }
     }
 
-    /// The task comes back untried and keeps its place.
-    pub(super) fn requeue(&mut self, slot: Slot, out: &mut Output) {
+    /// The task comes back untried and keeps its place. Returns the route to serve when all that comes back with
+    /// it has.
+    pub(super) fn requeue(&mut self, slot: Slot, out: &mut Output) -> usize {
         self.detach(slot);
         self.commit(Record::Requeued { slot }, out);
         if let Some(talk) = &mut self.lives[slot].talk {
             talk.progress = None;
         }
         self.changed(slot, out);
-        self.ready(slot, true, out);
+        self.ready_again(slot, out)
     }
 
-    /// Its worker is lost: what had started counts as a failed attempt, what had not comes back.
-    pub(super) fn lose(&mut self, slot: Slot, why: &str, out: &mut Output) {
-        if self.lives[slot].started {
-            self.fail(slot, TaskError::new(TaskError::WORKER_LOST, why), None, 0, out);
-        } else {
-            self.requeue(slot, out);
+    /// Its worker is lost: what had started counts as a failed attempt, what had not comes back. Returns a route
+    /// as `requeue` does.
+    pub(super) fn lose(&mut self, slot: Slot, why: &str, out: &mut Output) -> Option<usize> {
+        if !self.lives[slot].started {
+            return Some(self.requeue(slot, out));
         }
+        self.fail(slot, TaskError::new(TaskError::WORKER_LOST, why), None, 0, out);
+        None
     }
 
     // --- by time ----------------------------------------------------------------------------------
@@ -451,7 +453,7 @@ impl Scheduler {
             State::Delayed { until } if until <= self.now => {
                 self.commit(Record::Woken { slot }, out);
                 self.changed(slot, out);
-                self.ready(slot, false, out);
+                self.ready(slot, out);
             }
             State::Ready => self.end(slot, Outcome::Expired(ExpiredReason::QueueTimeout), None, out),
             State::Leased { .. } => self.leased_due(slot, out),
@@ -553,7 +555,7 @@ impl Scheduler {
         self.lives[slot].talk = None;
         self.commit(Record::Withdrawn { slot }, out);
         self.changed(slot, out);
-        self.ready(slot, false, out);
+        self.ready(slot, out);
     }
 
     fn reply_task(&mut self, slot: Slot, waiter: Waiter, out: &mut Output) {

@@ -154,11 +154,13 @@ impl Scheduler {
     /// is lost, what only the worker knows it must drop.
     fn settle_leases(&mut self, key: usize, listed: Vec<u64>, out: &mut Output) -> (Vec<u64>, Vec<u64>) {
         let named: HashSet<u64> = listed.iter().copied().collect();
+        let mut routes = Vec::new();
         for (lease, slot) in self.leases_of(key).into_iter().rev() {
             if !named.contains(&lease) {
-                self.lose(slot, "the worker came back without it", out);
+                routes.extend(self.lose(slot, "the worker came back without it", out));
             }
         }
+        self.serve(&routes, out);
         let (mut keep, mut drop) = (Vec::new(), Vec::new());
         for lease in listed {
             let stands =
@@ -296,11 +298,13 @@ impl Scheduler {
         // Newest first: each takes its old place in line, before those that came back a moment ago.
         let mut released = frame.released;
         released.sort_unstable_by(|a, b| b.cmp(a));
+        let mut routes = Vec::new();
         for lease in released {
             if let Some(slot) = self.held(key, conn, lease, out) {
-                self.requeue(slot, out);
+                routes.push(self.requeue(slot, out));
             }
         }
+        self.serve(&routes, out);
         for (pool, total) in frame.credits {
             if let Err(error) = self.credit(key, &pool, total, out) {
                 return self.end_session(key, Some(error), "its worker broke the protocol", out);
@@ -483,11 +487,11 @@ impl Scheduler {
     /// The stream is gone. What had not started goes to others at once; what had waits one grace for the
     /// worker to come back.
     fn go_away(&mut self, key: usize, out: &mut Output) {
-        let routes = self.deactivate(key);
+        let mut routes = self.deactivate(key);
         self.roster.sessions[key].conn = None;
         for (_, slot) in self.leases_of(key).into_iter().rev() {
             if !self.lives[slot].started {
-                self.requeue(slot, out);
+                routes.push(self.requeue(slot, out));
             }
         }
         self.serve(&routes, out);
@@ -544,13 +548,13 @@ impl Scheduler {
 
     /// The session is over: its leases are lost, its stream is closed, it is forgotten.
     fn end_session(&mut self, key: usize, error: Option<Error>, why: &str, out: &mut Output) {
-        let routes = self.deactivate(key);
+        let mut routes = self.deactivate(key);
         if let Some(conn) = self.roster.sessions[key].conn.take() {
             self.acknowledge(key, conn, out);
             out.tell(true, EffectKind::Close(conn, error));
         }
         for (_, slot) in self.leases_of(key).into_iter().rev() {
-            self.lose(slot, why, out);
+            routes.extend(self.lose(slot, why, out));
         }
         let session = &mut self.roster.sessions[key];
         self.deadlines.set(Due::Session(key), &mut session.due, Timestamp::NEVER);

@@ -190,3 +190,20 @@ fn backoff_doubles_within_its_bounds() {
     }
     assert!(seen.len() > 500, "jitter spreads");
 }
+
+#[test]
+fn of_what_comes_back_together_the_oldest_goes_first() {
+    for loses in [
+        |b: &mut Bench| b.broken("w1"),
+        |b: &mut Bench| b.bye("w1"),
+        |b: &mut Bench| b.release("w1", &[1, 2]),
+    ] {
+        let mut b = Bench::new();
+        b.crew(worker("w1 add").runs(9), 2);
+        b.call("add").gives("w1 runs t1 attempt 1 lease 1");
+        b.call("add").gives("w1 runs t2 attempt 1 lease 2");
+        b.crew(worker("w2 add"), 1);
+        loses(&mut b).has("w2 runs t1 attempt 1 lease 3");
+        b.get(2).gives("[t2 ready]");
+    }
+}
