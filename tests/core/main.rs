@@ -8,6 +8,7 @@
 )]
 
 mod lifecycle;
+mod model;
 mod simulation;
 mod store;
 mod tidy;

@@ -15,10 +15,10 @@
 //! - **after every step**: every durable task, field by field, against the rows put out so far, decoded. So it
 //!   is shown for each step that a crash behind it, once stored, restores what lived; and a crash that loses
 //!   the last batches restores what lived a few steps earlier, which was checked then;
-//! - **after every step of a small world** (every fifth seed): a second scheduler is restored from those rows,
+//! - **after every step of a small world** (every tenth seed): a second scheduler is restored from those rows,
 //!   compared row by row and audited;
 //! - **every 64 steps**: the live ledger as rows, against those rows; and everything that `audit` knows;
-//! - **at each crash** (one to twenty in a thousand actions): the live scheduler is thrown away, with all
+//! - **at each crash** (one to ten in a thousand actions): the live scheduler is thrown away, with all
 //!   batches stored, or some, or some stored and nobody told, and the one restored from the rows goes on in
 //!   its place, compared and audited. Workers come back with their work, or without.
 

@@ -11,6 +11,7 @@ use crewcall::clock::Timestamp;
 use crewcall::row::{Row, RowKey};
 use crewcall::scheduler::{Limits, Scheduler};
 use crewcall::task::{Outcome, Payload, State, Task, TaskId};
+use slab::Slab;
 
 use super::invariant::{Figures, Held, Invariant, Stored, Written};
 use super::world::decode;
@@ -24,7 +25,10 @@ pub(super) struct RestoredEqualsLive {
     /// What was put out so far.
     rows: Stored,
     /// The tasks among them.
-    tasks: HashMap<TaskId, Kept>,
+    tasks: HashMap<TaskId, usize>,
+    kept: Slab<Kept>,
+    /// Where the live tasks were found last time, in their order: nearly always the same again.
+    places: Vec<usize>,
     compared: u64,
     restored: u64,
 }
@@ -37,21 +41,52 @@ struct Kept {
 
 impl RestoredEqualsLive {
     pub(super) fn new(restart: Option<Limits>) -> Self {
-        Self { restart, rows: Stored::new(), tasks: HashMap::new(), compared: 0, restored: 0 }
+        Self {
+            restart,
+            rows: Stored::new(),
+            tasks: HashMap::new(),
+            kept: Slab::new(),
+            places: Vec::new(),
+            compared: 0,
+            restored: 0,
+        }
     }
 
     fn put(&mut self, key: RowKey, row: Row) {
         if let (RowKey::Task(id), Row::Task(task)) = (key, row) {
-            self.tasks.insert(id, Kept { task: *task, fresh: true });
+            let kept = Kept { task: *task, fresh: true };
+            match self.tasks.get(&id) {
+                Some(place) => self.kept[*place] = kept,
+                None => {
+                    self.tasks.insert(id, self.kept.insert(kept));
+                }
+            }
+        }
+    }
+
+    fn delete(&mut self, key: &RowKey) {
+        self.rows.remove(key);
+        if let RowKey::Task(id) = key
+            && let Some(place) = self.tasks.remove(id)
+        {
+            self.kept.remove(place);
         }
     }
 
     fn compare(&mut self, scheduler: &Scheduler) -> Held {
         let mut found = 0;
         for task in scheduler.tasks().filter(|task| task.is_durable()) {
-            let Some(kept) = self.tasks.get_mut(&task.id) else {
+            let known = self.places.get(found).copied();
+            let known =
+                known.filter(|place| self.kept.get(*place).is_some_and(|kept| kept.task.id == task.id));
+            let Some(place) = known.or_else(|| self.tasks.get(&task.id).copied()) else {
                 return Err(format!("no row was put out for {task:?}"));
             };
+            match self.places.get_mut(found) {
+                Some(known) => *known = place,
+                None => self.places.push(place),
+            }
+            let kept = &mut self.kept[place];
             if !equal(&kept.task, task) {
                 return Err(format!("the live task is {task:?}, its row says {:?}", kept.task));
             }
@@ -87,12 +122,7 @@ impl Invariant for RestoredEqualsLive {
                     self.put(*key, row.clone());
                     self.rows.insert(*key, data.clone());
                 }
-                None => {
-                    self.rows.remove(key);
-                    if let RowKey::Task(id) = key {
-                        self.tasks.remove(id);
-                    }
-                }
+                None => self.delete(key),
             }
         }
         Ok(())
@@ -122,6 +152,7 @@ impl Invariant for RestoredEqualsLive {
     fn restored(&mut self, stored: &Stored, scheduler: &Scheduler) -> Held {
         self.rows.clone_from(stored);
         self.tasks.clear();
+        self.kept.clear();
         for (key, data) in stored {
             self.put(*key, decode(*key, data));
         }

@@ -575,16 +575,16 @@ enum Size {
 
 impl Shape {
     pub(super) fn of(seed: u64) -> Self {
-        let size = match seed % 10 {
-            0 | 5 => Size::Small,
+        let size = match seed % 20 {
+            0 | 10 => Size::Small,
             1 => Size::Large,
             _ => Size::Middle,
         };
         let crashes_per_mille = match seed % 4 {
             0 => 1,
-            1 => 3,
-            2 => 8,
-            _ => 20,
+            1 => 2,
+            2 => 4,
+            _ => 10,
         };
         Self { size, crashes_per_mille }
     }
@@ -597,7 +597,7 @@ impl Shape {
     pub(super) fn limits(&self) -> Limits {
         let (tasks, queue_tasks, queues, total_bytes) = match self.size {
             Size::Small => (10, 6, 8, 300),
-            Size::Middle => (80, 20, 20, 1_200),
+            Size::Middle => (60, 20, 20, 1_000),
             Size::Large => (400, 60, 30, 4_000),
         };
         Limits {
