@@ -1,7 +1,7 @@
 //! The scheduler against a reference that is too simple to be wrong: see `model/naive.rs`.
 //!
 //! ```text
-//! CREWCALL_MODEL_CASES=100000 ./test core -- model    as many cases as one likes
+//! CREWCALL_MODEL_CASES=100000 ./test core -- model::    as many cases as one likes
 //! ```
 //! A case is a hundred transitions at most. After each, both must have said the same to everyone, and know the
 //! same tasks: state, holder and lease, attempt, failures, outcome, and how long it is kept. Which worker gets
@@ -52,7 +52,7 @@ fn must(legal: Legal) {
 
 #[test]
 fn the_scheduler_does_what_the_reference_allows() {
-    let proof = Proof::begin("model", "./test core -- model");
+    let proof = Proof::begin("model", "./test core -- model::");
     let cases = proof::size("CREWCALL_MODEL_CASES", CASES);
     let config = Config {
         cases: u32::try_from(cases).expect("CREWCALL_MODEL_CASES is a number of cases"),
