@@ -12,6 +12,8 @@
 //!
 //! **Invariant:** a gated effect leaves only when every row handed out before it is stored. It is here, and
 //! nowhere else, that "acknowledged" means "stored".
+//!
+//! Payloads that lie in the store only are read back on the way out: see `engine/reads.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -24,12 +26,15 @@ use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, Reason};
 use crate::handle::Handle;
 use crate::outbox::Outbox;
-use crate::row::{Row, RowChange};
+use crate::row::{RowChange, RowReader};
 use crate::scheduler::{
-    Assign, Command, ConnId, EffectKind, Event, Limits, Output, Reply, Scheduler, Tell, Waiter,
+    Assign, Command, ConnId, EffectKind, Event, Limits, Output, Reply, Restoring, Scheduler, Tell, Waiter,
 };
 use crate::store::{Committer, Done, Store, StoreError};
 use crate::task::{NewTask, TaskId};
+use reads::{Answer, Reads, Ready};
+
+mod reads;
 
 /// Messages taken in one round. Bounds how long an answer waits for its neighbours; large enough that the
 /// fixed costs of a round vanish.
@@ -119,25 +124,27 @@ pub type EngineTask = JoinHandle<Result<(), EngineError>>;
 /// # Errors
 /// When the store cannot be loaded or a row in it cannot be read.
 pub fn start(limits: Limits, mut store: Box<dyn Store>) -> Result<(Handle, EngineTask), EngineError> {
-    let mut rows = Vec::new();
-    let mut unreadable = None;
-    store.load(&mut |key, data| match Row::decode(key, data) {
-        Ok(row) => rows.push(row),
+    // Never the same for two runs, even with a clock set back: the low bits of a fresh UUIDv7 are random.
+    let epoch = (uuid::Uuid::now_v7().as_u128() as u64) >> 1;
+    let mut restoring = Restoring::new(limits.clone(), epoch);
+    let (mut reader, mut rows, mut unreadable) = (RowReader::default(), 0_u64, None);
+    store.load(&mut |key, data| match reader.read(key, data) {
+        Ok(row) => {
+            rows += 1;
+            restoring.take(row);
+        }
         Err(error) => unreadable = Some(error),
     })?;
     if let Some(error) = unreadable {
         return Err(error.into());
     }
-    let newest = rows.iter().map(latest_time).max().unwrap_or_default();
-    let clock = Clock::start(newest);
-    let now = clock.now();
-    // Never the same for two runs, even with a clock set back: the low bits of a fresh UUIDv7 are random.
-    let epoch = (uuid::Uuid::now_v7().as_u128() as u64) >> 1;
-    tracing::info!(rows = rows.len(), store = store.describe(), "engine starts");
-    let mut scheduler = Scheduler::restore(limits.clone(), epoch, now, rows);
+    let clock = Clock::start(restoring.latest());
+    tracing::info!(rows, store = store.describe(), "engine starts");
+    let mut scheduler = restoring.finish(clock.now());
     let mut output = Output::default();
     scheduler.start(&mut output);
     store.commit(&output.rows)?;
+    scheduler.stored(output.rows.len() as u64);
     output.rows.clear();
     let data_dir = store.dir().map(std::path::Path::to_owned);
     if let Some(dir) = &data_dir {
@@ -155,18 +162,11 @@ pub fn start(limits: Limits, mut store: Box<dyn Store>) -> Result<(Handle, Engin
         asks: HashMap::default(),
         streams: HashMap::default(),
         staged: Staged::default(),
+        reads: Reads::default(),
+        ready: Vec::new(),
         idle: None,
     };
     Ok((Handle::new(sender, limits, data_dir), tokio::spawn(engine.run())))
-}
-
-fn latest_time(row: &Row) -> Timestamp {
-    match row {
-        Row::Task(task) => task.changed_at.max(task.created_at),
-        Row::Pause(_, pause) => pause.since,
-        Row::Drain(_, drain) => drain.since,
-        Row::LeasesReserved(_) => Timestamp::default(),
-    }
 }
 
 struct Engine {
@@ -181,6 +181,8 @@ struct Engine {
     asks: HashMap<u64, oneshot::Sender<Reply>, FixedState>,
     streams: HashMap<ConnId, Stream, FixedState>,
     staged: Staged,
+    reads: Reads,
+    ready: Vec<Ready>,
     idle: Option<oneshot::Sender<()>>,
 }
 
@@ -193,6 +195,12 @@ struct Gate {
     batch: u64,
     /// A batch is being stored: number `batch - 1`.
     storing: bool,
+    /// Rows in it, as they were handed out.
+    storing_rows: u64,
+    /// Rows in the one being gathered, likewise.
+    gathered: u64,
+    /// Batches below this are stored.
+    stored: u64,
     /// The store had no room for the last one; it is tried again at this time.
     full: Option<tokio::time::Instant>,
     /// What is gathered holds a batch that the store had no room for.
@@ -228,7 +236,8 @@ impl Engine {
             }
             tokio::select! {
                 biased;
-                done = self.committer.done(), if self.gate.storing => self.stored(done?),
+                done = self.committer.done(), if self.gate.storing || self.reads.are_under_way() => self.done(done?)?,
+                () = self.reads.taken.any(), if self.reads.are_paced() => self.reads.go_on(),
                 () = until(self.gate.full), if self.gate.full.is_some() => self.gate.full = None,
                 () = &mut timer, if due.is_some() => timer_at = None,
                 taken = self.inbox.recv_many(&mut round, ROUND) => {
@@ -247,6 +256,7 @@ impl Engine {
                 self.scheduler.tick(now, &mut self.output);
                 self.carry_out();
             }
+            self.reads.ask(&self.committer);
             self.store();
             self.flush();
             self.report_idle();
@@ -290,6 +300,7 @@ impl Engine {
             }
             Message::Gone { conn } => {
                 self.streams.remove(&conn);
+                self.reads.forget(conn);
             }
             Message::Shutdown { idle } => {
                 self.scheduler.handle(now, Command::Shutdown, &mut self.output);
@@ -305,14 +316,19 @@ impl Engine {
 
     /// Takes what the scheduler put out: rows to the gate, effects to whom they are for, or to the gate.
     fn carry_out(&mut self) {
+        self.gate.gathered += self.output.rows.len() as u64;
         self.gate.rows.append(&mut self.output.rows);
         for effect in self.output.effects.drain(..) {
-            if effect.gated
-                && let Some(batch) = self.gate.holds()
-            {
-                self.gate.waiting.push_back((batch, effect.kind));
-            } else {
-                deliver(effect.kind, &mut self.asks, &mut self.streams, &mut self.staged);
+            let batch = if effect.gated { self.gate.holds() } else { None };
+            match (effect.kind, batch) {
+                // Asked for at once, gated or not: the row may be deleted by the next batch.
+                (EffectKind::ReplyStored(waiter, view), batch) => {
+                    self.reads.add_answer(Answer { waiter, view, batch });
+                }
+                (kind, Some(batch)) => self.gate.waiting.push_back((batch, kind)),
+                (kind, None) => {
+                    deliver(kind, &mut self.asks, &mut self.streams, &mut self.staged, &mut self.reads)
+                }
             }
         }
     }
@@ -321,6 +337,7 @@ impl Engine {
         if !self.gate.storing && self.gate.full.is_none() && !self.gate.rows.is_empty() {
             self.gate.storing = true;
             self.gate.batch += 1;
+            self.gate.storing_rows = std::mem::take(&mut self.gate.gathered);
             let mut rows = std::mem::take(&mut self.gate.rows);
             if std::mem::take(&mut self.gate.held) {
                 // What was forgotten since may be the room that the rest needs.
@@ -330,18 +347,20 @@ impl Engine {
         }
     }
 
-    fn stored(&mut self, done: Done) {
+    fn done(&mut self, done: Done) -> Result<(), EngineError> {
         match done {
             Done::Stored(buffer) => {
                 self.gate.storing = false;
+                self.gate.stored = self.gate.batch;
                 if self.gate.rows.is_empty() {
                     self.gate.rows = buffer;
                 }
                 self.scheduler.store_is_full(None);
+                self.scheduler.stored(self.gate.storing_rows);
                 while let Some((_, effect)) =
                     self.gate.waiting.pop_front_if(|(batch, _)| *batch < self.gate.batch)
                 {
-                    deliver(effect, &mut self.asks, &mut self.streams, &mut self.staged);
+                    deliver(effect, &mut self.asks, &mut self.streams, &mut self.staged, &mut self.reads);
                 }
             }
             Done::Full { mut batch, reason } => {
@@ -352,11 +371,39 @@ impl Engine {
                 self.gate.rows = batch;
                 self.gate.storing = false;
                 self.gate.held = true;
+                self.gate.gathered += self.gate.storing_rows;
                 self.gate.full = Some(tokio::time::Instant::now() + FULL_RETRY);
                 self.scheduler.store_is_full(Some(reason.to_string()));
             }
-            // Nothing is read back yet.
-            Done::Read { .. } => {}
+            Done::Read { keys, rows } => {
+                let mut ready = std::mem::take(&mut self.ready);
+                self.reads.back(keys, rows, &mut ready)?;
+                for ready in ready.drain(..) {
+                    self.hand_out(ready);
+                }
+                self.ready = ready;
+            }
+        }
+        Ok(())
+    }
+
+    /// What waited for its payload goes out.
+    fn hand_out(&mut self, ready: Ready) {
+        match ready {
+            Ready::Assign(conn, assign, then) => {
+                let items = self.staged.sessions.entry(conn).or_default();
+                items.push(SessionItem::Assign(assign));
+                items.extend(then.into_iter().map(SessionItem::Tell));
+            }
+            Ready::Answer(Answer { waiter, view, batch }) => {
+                let kind = EffectKind::Reply(waiter, Reply::Task(view));
+                match batch.filter(|batch| *batch >= self.gate.stored) {
+                    Some(batch) => self.gate.wait(batch, kind),
+                    None => {
+                        deliver(kind, &mut self.asks, &mut self.streams, &mut self.staged, &mut self.reads);
+                    }
+                }
+            }
         }
     }
 
@@ -370,6 +417,9 @@ impl Engine {
         for (conn, mut items) in self.staged.sessions.drain() {
             if let Some(Stream::Session(outbox)) = self.streams.get(&conn) {
                 outbox.append(&mut items);
+                if self.reads.wait_for(conn) {
+                    outbox.tell_when_taken(&self.reads.taken, conn);
+                }
             }
         }
         let most = self.scheduler.limits().watch_backlog;
@@ -398,10 +448,13 @@ impl Engine {
 
     /// Stores what was handed out and tells everyone what waited for it.
     async fn finish(mut self) -> Result<(), EngineError> {
-        while self.gate.storing || !(self.gate.rows.is_empty() || self.gate.full.is_some()) {
+        while self.gate.storing
+            || self.reads.are_under_way()
+            || !(self.gate.rows.is_empty() || self.gate.full.is_some())
+        {
             self.store();
             let done = self.committer.done().await?;
-            self.stored(done);
+            self.done(done)?;
         }
         self.flush();
         for stream in self.streams.values() {
@@ -412,6 +465,12 @@ impl Engine {
 }
 
 impl Gate {
+    /// Lets an effect wait that has waited for something else since its batch was the newest.
+    fn wait(&mut self, batch: u64, effect: EffectKind) {
+        let place = self.waiting.partition_point(|(other, _)| *other <= batch);
+        self.waiting.insert(place, (batch, effect));
+    }
+
     /// The batch a gated effect must wait for now, if any.
     fn holds(&self) -> Option<u64> {
         if !self.rows.is_empty() {
@@ -436,6 +495,7 @@ fn deliver(
     asks: &mut HashMap<u64, oneshot::Sender<Reply>, FixedState>,
     streams: &mut HashMap<ConnId, Stream, FixedState>,
     staged: &mut Staged,
+    reads: &mut Reads,
 ) {
     match effect {
         EffectKind::Reply(Waiter { conn: ASK, tag }, reply) => {
@@ -449,12 +509,21 @@ fn deliver(
         EffectKind::Assign(conn, assign) => {
             staged.sessions.entry(conn).or_default().push(SessionItem::Assign(assign));
         }
-        EffectKind::Tell(conn, tell) => {
-            staged.sessions.entry(conn).or_default().push(SessionItem::Tell(tell));
+        EffectKind::AssignStored { conn, assign, bytes } => {
+            if streams.contains_key(&conn) {
+                reads.add_assign(conn, assign, bytes);
+            }
         }
+        EffectKind::Tell(conn, tell) => {
+            if let Some(tell) = reads.hold_back(conn, tell) {
+                staged.sessions.entry(conn).or_default().push(SessionItem::Tell(tell));
+            }
+        }
+        EffectKind::ReplyStored(waiter, view) => reads.add_answer(Answer { waiter, view, batch: None }),
         EffectKind::Event(conn, event) => staged.watches.entry(conn).or_default().push(*event),
         EffectKind::Close(conn, error) => {
             let Some(stream) = streams.remove(&conn) else { return };
+            reads.forget(conn);
             match &stream {
                 Stream::Pipe(outbox) => flush_one(outbox, staged.pipes.remove(&conn)),
                 Stream::Session(outbox) => flush_one(outbox, staged.sessions.remove(&conn)),

@@ -15,8 +15,9 @@ use crate::engine::{Message, SessionItem, Stream};
 use crate::error::{Error, Reason, Result};
 use crate::outbox::Outbox;
 use crate::scheduler::{
-    Accepted, Command, ConnId, Cursor, DeadChange, DeadChanged, DeadFilter, DeadPlace, DeadSelection, Event, Explanation, Filter, Frame, Hello, Limits, MethodView, Paused, Reply,
-    SessionId, Stats, TaskView, Waiter, Welcome, WorkerView,
+    Accepted, Command, ConnId, Cursor, DeadChange, DeadChanged, DeadFilter, DeadPlace, DeadSelection, Event,
+    Explanation, Filter, Frame, Hello, Limits, MethodView, Paused, Reply, SessionId, Stats, TaskView, Waiter,
+    Welcome, WorkerView,
 };
 use crate::task::{NewTask, Outcome, TaskId};
 pub use backups::{BackupMade, BackupToSend};
@@ -85,12 +86,22 @@ impl Handle {
         Ok(Pipe { handle: self.clone(), conn, outbox, calls: Mutex::default() })
     }
 
-    /// One task as it stands.
+    /// One task as it stands, without its payload.
     ///
     /// # Errors
-    /// `task_not_found`.
+    /// `task_not_found`; `store_unavailable` while the store has no room and does not have the task's last change.
     pub async fn get(&self, id: TaskId) -> Result<TaskView> {
-        self.ask_task(Command::Get { id, take: false, waiter: Waiter::default() }).await
+        let (take, with_payload) = (false, false);
+        self.ask_task(Command::Get { id, take, with_payload, waiter: Waiter::default() }).await
+    }
+
+    /// One task as it stands, with its payload.
+    ///
+    /// # Errors
+    /// `task_not_found`; `store_unavailable` as above.
+    pub async fn get_with_payload(&self, id: TaskId) -> Result<TaskView> {
+        let (take, with_payload) = (false, true);
+        self.ask_task(Command::Get { id, take, with_payload, waiter: Waiter::default() }).await
     }
 
     /// One task as it stands; if it has ended, it is forgotten in the same step, so that of many who ask
@@ -99,7 +110,8 @@ impl Handle {
     /// # Errors
     /// `task_not_found`.
     pub async fn take(&self, id: TaskId) -> Result<TaskView> {
-        self.ask_task(Command::Get { id, take: true, waiter: Waiter::default() }).await
+        let (take, with_payload) = (true, false);
+        self.ask_task(Command::Get { id, take, with_payload, waiter: Waiter::default() }).await
     }
 
     /// Waits until the task has ended, or `wait` has passed. The outcome stays where it is.

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::error::Error;
+use crate::scheduler::ConnId;
 
 /// One stream's end of the engine. Clones share it.
 #[derive(Debug)]
@@ -24,6 +26,32 @@ struct Inner<T> {
     reader: Option<Waker>,
     /// Whoever causes items and holds back until they have been read.
     pacer: Option<Waker>,
+    /// The engine holds back until they have been read.
+    taken: Option<(Arc<Taken>, ConnId)>,
+}
+
+/// Streams that have read what was there, for the engine that holds back more.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    streams: Mutex<Vec<ConnId>>,
+    notify: Notify,
+}
+
+impl Taken {
+    /// Ends when there are any. Cancel-safe.
+    pub(crate) async fn any(&self) {
+        self.notify.notified().await;
+    }
+
+    /// Those since the last time.
+    pub(crate) fn streams(&self) -> Vec<ConnId> {
+        std::mem::take(&mut self.streams.lock())
+    }
+
+    fn add(&self, conn: ConnId) {
+        self.streams.lock().push(conn);
+        self.notify.notify_one();
+    }
 }
 
 impl<T> Clone for Outbox<T> {
@@ -35,7 +63,13 @@ impl<T> Clone for Outbox<T> {
 impl<T> Default for Outbox<T> {
     fn default() -> Self {
         Self {
-            inner: Arc::new(Mutex::new(Inner { items: Vec::new(), closed: None, reader: None, pacer: None })),
+            inner: Arc::new(Mutex::new(Inner {
+                items: Vec::new(),
+                closed: None,
+                reader: None,
+                pacer: None,
+                taken: None,
+            })),
         }
     }
 }
@@ -57,6 +91,17 @@ impl<T> Outbox<T> {
         waiting
     }
 
+    /// Tells `taken` of this stream, `conn`, when what waits is read; at once if nothing waits.
+    pub(crate) fn tell_when_taken(&self, taken: &Arc<Taken>, conn: ConnId) {
+        let mut inner = self.inner.lock();
+        if inner.items.is_empty() {
+            drop(inner);
+            taken.add(conn);
+        } else {
+            inner.taken = Some((Arc::clone(taken), conn));
+        }
+    }
+
     /// Nothing more will come. What waits is still read first. The first end counts.
     pub(crate) fn close(&self, error: Option<Error>) {
         let mut inner = self.inner.lock();
@@ -72,8 +117,11 @@ impl<T> Outbox<T> {
         let mut inner = self.inner.lock();
         if !inner.items.is_empty() {
             std::mem::swap(&mut inner.items, items);
-            let pacer = inner.pacer.take();
+            let (pacer, taken) = (inner.pacer.take(), inner.taken.take());
             drop(inner);
+            if let Some((taken, conn)) = taken {
+                taken.add(conn);
+            }
             if let Some(pacer) = pacer {
                 pacer.wake();
             }

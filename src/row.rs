@@ -1,4 +1,5 @@
-//! What the store holds: one row for each durable task, and a few single rows. Both the scheduler, which
+//! What the store holds: for each durable task a row, which is rewritten whenever its state changes, and one
+//! with its payload, which is not; and a few single rows. Both the scheduler, which
 //! says how rows change, and the stores, which keep them, speak of rows; neither knows the other.
 //!
 //! # Changing the format
@@ -8,7 +9,7 @@
 //! 3. what cannot be said that way raises the format version that the durable store keeps beside its
 //!    rows, with the conversion written next to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,8 +18,8 @@ use prost::Message;
 use crate::clock::Timestamp;
 use crate::order::{Drain, Pause};
 use crate::task::{
-    Attempt, Durability, ExpiredReason, Outcome, Payload, RetryPolicy, State, Target, Task, TaskError,
-    TaskId, TaskOptions,
+    Attempt, Body, Durability, ExpiredReason, IdempotencyKey, Outcome, Payload, RetryPolicy, State, Target,
+    Task, TaskError, TaskId, TaskOptions,
 };
 
 /// Names a row.
@@ -32,6 +33,8 @@ pub enum RowKey {
     Pause(u64),
     /// A worker that was asked to leave, under the number of the order.
     Drain(u64),
+    /// The payload of a durable task: put once with the task, and deleted with it. Empty ones have none.
+    Payload(TaskId),
 }
 
 impl RowKey {
@@ -46,6 +49,7 @@ impl RowKey {
             Self::LeasesReserved => (2, [0; 16]),
             Self::Pause(number) => (3, (*number as u128).to_be_bytes()),
             Self::Drain(number) => (4, (*number as u128).to_be_bytes()),
+            Self::Payload(id) => (128, *id.0.as_bytes()),
         }
     }
 
@@ -62,6 +66,7 @@ impl RowKey {
                     _ => None,
                 }
             }
+            128 => Some(Self::Payload(TaskId(uuid::Uuid::from_bytes(id)))),
             _ => None,
         }
     }
@@ -102,7 +107,7 @@ impl RowChange {
 /// A row, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Row {
-    /// A durable task.
+    /// A durable task, without its payload.
     Task(Box<Task>),
     /// Leases below this may have been handed out.
     LeasesReserved(u64),
@@ -110,6 +115,8 @@ pub enum Row {
     Pause(u64, Box<Pause>),
     /// A worker that was asked to leave, and the number of the order.
     Drain(u64, Box<Drain>),
+    /// The payload of a durable task.
+    Payload(TaskId, Payload),
 }
 
 /// A row that cannot be read: it was damaged, or written by something else.
@@ -128,6 +135,7 @@ impl Row {
             Self::LeasesReserved(below) => below.encode_to_vec().into(),
             Self::Pause(_, pause) => PauseRow::from(&**pause).encode_to_vec().into(),
             Self::Drain(_, drain) => DrainRow::from(&**drain).encode_to_vec().into(),
+            Self::Payload(_, payload) => Self::encode_payload(payload),
         }
     }
 
@@ -136,28 +144,76 @@ impl Row {
         TaskRow::from(task).encode_to_vec().into()
     }
 
-    /// Reads the row stored under `key`.
+    /// As stored, without taking the payload.
+    pub fn encode_payload(payload: &Payload) -> Bytes {
+        PayloadRow::from(payload).encode_to_vec().into()
+    }
+
+    /// Reads the row stored under `key`. Of many rows, [`RowReader`] reads each faster.
     ///
     /// # Errors
     /// When `data` is not what was stored under such a key.
     pub fn decode(key: RowKey, data: Bytes) -> Result<Self, RowError> {
+        RowReader::default().read(key, data)
+    }
+}
+
+/// Reads rows. What many tasks have in common, their method and their options, they share afterwards.
+#[derive(Debug, Default)]
+pub struct RowReader {
+    methods: HashSet<Arc<str>, foldhash::fast::RandomState>,
+    /// By what is stored of them.
+    options: HashMap<Bytes, Arc<TaskOptions>, foldhash::fast::RandomState>,
+}
+
+impl RowReader {
+    /// Reads the row stored under `key`.
+    ///
+    /// # Errors
+    /// When `data` is not what was stored under such a key.
+    pub fn read(&mut self, key: RowKey, data: Bytes) -> Result<Row, RowError> {
         let damaged = |problem: String| RowError { key, problem };
         match key {
             RowKey::LeasesReserved => {
-                u64::decode(data).map(Self::LeasesReserved).map_err(|problem| damaged(problem.to_string()))
+                u64::decode(data).map(Row::LeasesReserved).map_err(|problem| damaged(problem.to_string()))
             }
             RowKey::Pause(number) => PauseRow::decode(data)
-                .map(|row| Self::Pause(number, Box::new(row.into())))
+                .map(|row| Row::Pause(number, Box::new(row.into())))
                 .map_err(|problem| damaged(problem.to_string())),
             RowKey::Drain(number) => DrainRow::decode(data)
-                .map(|row| Self::Drain(number, Box::new(row.into())))
+                .map(|row| Row::Drain(number, Box::new(row.into())))
                 .map_err(|problem| damaged(problem.to_string())),
             RowKey::Task(id) => {
                 let row = TaskRow::decode(data).map_err(|problem| damaged(problem.to_string()))?;
-                let task = row.into_task(id).map_err(|problem| damaged(problem.to_owned()))?;
-                Ok(Self::Task(Box::new(task)))
+                let task = self.task(id, row).map_err(damaged)?;
+                Ok(Row::Task(Box::new(task)))
             }
+            RowKey::Payload(id) => PayloadRow::decode(data)
+                .map(|row| Row::Payload(id, row.into()))
+                .map_err(|problem| damaged(problem.to_string())),
         }
+    }
+
+    fn task(&mut self, id: TaskId, row: TaskRow) -> Result<Task, String> {
+        let method = match self.methods.get(&*row.method) {
+            Some(method) => Arc::clone(method),
+            None => {
+                let method: Arc<str> = Arc::from(&*row.method);
+                self.methods.insert(Arc::clone(&method));
+                method
+            }
+        };
+        let options = match self.options.get(&row.options) {
+            Some(options) => Arc::clone(options),
+            None => {
+                let read = OptionsRow::decode(&*row.options).map_err(|problem| problem.to_string())?;
+                let options = Arc::new(TaskOptions::from(read));
+                // A copy: the bytes at hand are a part of the row, and would keep all of it.
+                self.options.insert(Bytes::copy_from_slice(&row.options), Arc::clone(&options));
+                options
+            }
+        };
+        row.into_task(id, method, options).map_err(str::to_owned)
     }
 }
 
@@ -296,8 +352,6 @@ struct OptionsRow {
     initial_backoff_ms: u64,
     #[prost(uint64, tag = "11")]
     max_backoff_ms: u64,
-    #[prost(string, tag = "12")]
-    idempotency_key: String,
     #[prost(uint64, optional, tag = "13")]
     retention_ms: Option<u64>,
     #[prost(btree_map = "string, string", tag = "14")]
@@ -308,10 +362,9 @@ struct OptionsRow {
 struct TaskRow {
     #[prost(string, tag = "1")]
     method: String,
-    #[prost(message, optional, tag = "2")]
-    payload: Option<PayloadRow>,
-    #[prost(message, optional, tag = "3")]
-    options: Option<OptionsRow>,
+    /// An `OptionsRow`, read once for all tasks that have the same.
+    #[prost(bytes = "bytes", tag = "3")]
+    options: Bytes,
     #[prost(uint64, tag = "4")]
     created_at: u64,
     #[prost(uint64, tag = "5")]
@@ -325,6 +378,14 @@ struct TaskRow {
     /// 0 is never.
     #[prost(uint64, tag = "9")]
     forget_at: u64,
+    /// Of the payload, which lies in a row of its own unless it is empty.
+    #[prost(uint64, tag = "10")]
+    payload_bytes: u64,
+    #[prost(string, tag = "11")]
+    idempotency_key: String,
+    /// Of tasks with such a key.
+    #[prost(fixed64, tag = "12")]
+    payload_digest: u64,
     #[prost(oneof = "StateRow", tags = "20, 21, 22, 23, 24, 25")]
     state: Option<StateRow>,
 }
@@ -371,7 +432,6 @@ impl From<&TaskOptions> for OptionsRow {
             max_attempts: options.retry.max_attempts,
             initial_backoff_ms: options.retry.initial_backoff_ms,
             max_backoff_ms: options.retry.max_backoff_ms,
-            idempotency_key: options.idempotency_key.clone(),
             retention_ms: options.retention_ms,
             metadata: options.metadata.clone(),
         }
@@ -392,7 +452,6 @@ impl From<OptionsRow> for TaskOptions {
                 initial_backoff_ms: row.initial_backoff_ms,
                 max_backoff_ms: row.max_backoff_ms,
             },
-            idempotency_key: row.idempotency_key,
             // Only durable tasks have rows.
             durability: Durability::Durable,
             retention_ms: row.retention_ms,
@@ -410,7 +469,7 @@ impl From<&Task> for TaskRow {
                 Some(StateRow::Leased(LeaseRow { lease: *lease, worker_id: worker_id.to_string() }))
             }
             State::Ended(Outcome::Succeeded(payload)) => Some(StateRow::Succeeded(payload.into())),
-            State::Ended(Outcome::Failed(error)) => Some(StateRow::Failed(error.into())),
+            State::Ended(Outcome::Failed(error)) => Some(StateRow::Failed((&**error).into())),
             State::Ended(Outcome::Cancelled(reason)) => Some(StateRow::Cancelled(reason.clone())),
             State::Ended(Outcome::Expired(ExpiredReason::QueueTimeout)) => Some(StateRow::Expired(1)),
             State::Ended(Outcome::Expired(ExpiredReason::Deadline)) => Some(StateRow::Expired(2)),
@@ -424,21 +483,28 @@ impl From<&Task> for TaskRow {
         });
         Self {
             method: task.method.to_string(),
-            payload: Some((&task.payload).into()),
-            options: Some(task.options.as_ref().into()),
+            options: OptionsRow::from(&*task.options).encode_to_vec().into(),
             created_at: task.created_at.0,
             changed_at: task.changed_at.0,
             since: task.since.0,
             attempt: task.attempt,
             attempts: attempts.collect(),
             forget_at: if task.forget_at == Timestamp::NEVER { 0 } else { task.forget_at.0 },
+            payload_bytes: task.body.size(),
+            idempotency_key: task.idempotency_key().to_owned(),
+            payload_digest: task.key.as_ref().map_or(0, |key| key.digest),
             state,
         }
     }
 }
 
 impl TaskRow {
-    fn into_task(self, id: TaskId) -> Result<Task, &'static str> {
+    fn into_task(
+        self,
+        id: TaskId,
+        method: Arc<str>,
+        options: Arc<TaskOptions>,
+    ) -> Result<Task, &'static str> {
         let state = match self.state {
             None => State::Ready,
             Some(StateRow::DelayedUntil(until)) => State::Delayed { until: Timestamp(until) },
@@ -446,7 +512,7 @@ impl TaskRow {
                 State::Leased { lease: row.lease, worker_id: Arc::from(row.worker_id) }
             }
             Some(StateRow::Succeeded(payload)) => State::Ended(Outcome::Succeeded(payload.into())),
-            Some(StateRow::Failed(error)) => State::Ended(Outcome::Failed(error.into())),
+            Some(StateRow::Failed(error)) => State::Ended(Outcome::Failed(Box::new(error.into()))),
             Some(StateRow::Cancelled(reason)) => State::Ended(Outcome::Cancelled(reason)),
             Some(StateRow::Expired(1)) => State::Ended(Outcome::Expired(ExpiredReason::QueueTimeout)),
             Some(StateRow::Expired(2)) => State::Ended(Outcome::Expired(ExpiredReason::Deadline)),
@@ -461,9 +527,12 @@ impl TaskRow {
         });
         Ok(Task {
             id,
-            method: Arc::from(self.method),
-            payload: self.payload.map(Payload::from).unwrap_or_default(),
-            options: Arc::new(self.options.ok_or("no options")?.into()),
+            method,
+            body: Body::Stored(self.payload_bytes).stored(),
+            options,
+            key: (!self.idempotency_key.is_empty()).then(|| {
+                Box::new(IdempotencyKey { text: self.idempotency_key, digest: self.payload_digest })
+            }),
             created_at: Timestamp(self.created_at),
             since: Timestamp(self.since),
             changed_at: Timestamp(self.changed_at),

@@ -19,7 +19,8 @@
               engine rather than be passed over, and the audit and the simulator look for it"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use slab::Slab;
 
@@ -45,6 +46,7 @@ use drains::Absent;
 use ledger::{Ledger, Record, Slot};
 use live::{Chain, List, Live};
 use roster::Roster;
+use sharing::SharedOptions;
 use watch::Watchers;
 
 mod audit;
@@ -54,6 +56,7 @@ mod deadlines;
 mod dispatch;
 mod drains;
 mod effect;
+mod index;
 mod ledger;
 mod lifecycle;
 mod limits;
@@ -63,6 +66,7 @@ mod pauses;
 mod queue;
 mod roster;
 mod sessions;
+mod sharing;
 mod views;
 mod watch;
 
@@ -106,6 +110,12 @@ pub struct Scheduler {
     store_bytes: u64,
     store_max_bytes: Option<u64>,
     ledger: Ledger,
+    /// How many of the rows that were handed out are stored.
+    stored: u64,
+    /// Tasks that let go of their payload once so many rows are stored.
+    parting: VecDeque<(u64, Slot, TaskId)>,
+    /// Of durable tasks.
+    options: SharedOptions,
     lives: Slab<Live>,
     /// All tasks, oldest first.
     by_age: List,
@@ -142,6 +152,9 @@ impl Scheduler {
             store_bytes: 0,
             store_max_bytes: None,
             ledger: Ledger::default(),
+            stored: 0,
+            parting: VecDeque::new(),
+            options: SharedOptions::default(),
             lives: Slab::new(),
             by_age: List::new(Chain::Age),
             answered: List::new(Chain::Line),
@@ -163,17 +176,9 @@ impl Scheduler {
     /// The scheduler as it was when `rows` were stored: the same ledger, nobody connected. Leases that
     /// stood are kept for one resume grace, so that workers may come back with their work.
     pub fn restore(limits: Limits, epoch: u64, now: Timestamp, rows: impl IntoIterator<Item = Row>) -> Self {
-        let mut scheduler = Self::new(limits, epoch);
-        for row in rows {
-            scheduler.ledger.restore(row);
-        }
-        // The clock may have been set back between the runs.
-        let latest = scheduler.ledger.iter().map(|(_, task)| task.changed_at).max().unwrap_or_default();
-        scheduler.now = now.max(latest);
-        scheduler.started_at = scheduler.now;
-        scheduler.adopt_orders();
-        scheduler.adopt_restored_tasks();
-        scheduler
+        let mut restoring = Restoring::new(limits, epoch);
+        rows.into_iter().for_each(|row| restoring.take(row));
+        restoring.finish(now)
     }
 
     /// Call once, before the first command, and store the rows before any effect of a later command is
@@ -181,6 +186,14 @@ impl Scheduler {
     /// without this a crash in the first moments would hand out the same leases a second time.
     pub fn start(&mut self, out: &mut Output) {
         self.ledger.reserve_leases(self.now, &mut out.rows);
+    }
+
+    /// So many more of the rows handed out, in their order, are stored. Payloads are let go of then, and what is
+    /// said about tasks that have not changed since need not wait for the store any more. Whoever calls this first
+    /// carries out the effects that waited for these rows.
+    pub fn stored(&mut self, rows: u64) {
+        self.stored += rows;
+        self.let_go_of_stored();
     }
 
     /// While the store has no room, whatever would need it is refused with `reason`; ephemeral work goes on.
@@ -234,7 +247,7 @@ impl Scheduler {
             Command::Submit { tasks, waiter } => self.submit(tasks, waiter, out),
             Command::Await { id, waiter } => self.await_end(id, waiter, out),
             Command::Abandon { id, waiter, cancel } => self.abandon(id, waiter, cancel, out),
-            Command::Get { id, take, waiter } => self.get(id, take, waiter, out),
+            Command::Get { id, take, with_payload, waiter } => self.get(id, take, with_payload, waiter, out),
             Command::List { filter, after, limit, waiter } => self.list(&filter, after, limit, waiter, out),
             Command::Cancel { id, reason, waiter } => self.cancel(id, reason, waiter, out),
             Command::Retry { id, waiter } => self.retry(id, waiter, out),
@@ -265,10 +278,10 @@ impl Scheduler {
     /// Brings about what is due at `now`. Harmless when nothing is.
     pub fn tick(&mut self, now: Timestamp, out: &mut Output) {
         self.advance(now);
-        while let Some(due) = self.deadlines.pop(self.now) {
+        while let Some((at, due)) = self.deadlines.pop(self.now) {
             match due {
                 Due::Task(slot) => self.task_due(slot, out),
-                Due::Session(session) => self.session_due(session, out),
+                Due::Session(session) => self.session_due(session, at, out),
             }
         }
         while let Some(slot) = self.answered.head() {
@@ -288,7 +301,22 @@ impl Scheduler {
     }
 
     fn commit(&mut self, record: Record, out: &mut Output) -> Slot {
-        self.ledger.commit(self.now, record, &mut out.rows)
+        let before = self.ledger.written();
+        let slot = self.ledger.commit(self.now, record, &mut out.rows);
+        if self.ledger.written() != before {
+            self.note_written(slot);
+        }
+        slot
+    }
+
+    /// Until the rows handed out so far are stored, something about the task is not.
+    fn note_written(&mut self, slot: Slot) {
+        // A task that is being accepted or forgotten has no live side.
+        if let Some(live) = self.lives.get_mut(slot)
+            && self.ledger.task(slot).is_durable()
+        {
+            live.written = self.ledger.written();
+        }
     }
 
     fn slot_of(&self, id: TaskId) -> Result<Slot, Error> {
@@ -313,7 +341,7 @@ impl Scheduler {
             State::Leased { .. } => after(options.run_timeout_ms).min(task.deadline()),
             State::Ended(_) => task.forget_at,
         };
-        self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, at);
+        self.deadlines.set(Due::Task(slot), at);
     }
 
     fn adopt_orders(&mut self) {
@@ -325,24 +353,27 @@ impl Scheduler {
     }
 
     fn adopt_restored_tasks(&mut self) {
-        // By id, that is by age: slots of a restored ledger follow the order of rows, which is the store's.
-        let by_id: BTreeMap<TaskId, Slot> = self.ledger.iter().map(|(slot, task)| (task.id, slot)).collect();
-        for (slot, _) in self.ledger.iter() {
+        self.lives.reserve(self.ledger.len());
+        // By id, that is by age: the order of the rows is the store's.
+        let mut by_id: Vec<(TaskId, Slot)> = Vec::with_capacity(self.ledger.len());
+        for (slot, task) in self.ledger.iter() {
+            by_id.push((task.id, slot));
             // The slabs run in step: the ledger's keys of a fresh slab are dense and in order.
-            let key = self.lives.insert(Live::new(usize::MAX, false, self.now));
+            let key = self.lives.insert(Live::new(0, false, self.now));
             debug_assert_eq!(key, slot);
         }
-        for slot in by_id.values() {
-            self.adopt(*slot);
+        by_id.sort_unstable();
+        let mut like = None;
+        for (_, slot) in &by_id {
+            self.adopt(*slot, &mut like);
         }
         // Lines are in the order in which tasks became ready; of those with a worker, it took them.
-        let mut in_line: Vec<Slot> = by_id.into_values().collect();
-        in_line.sort_by_key(|slot| self.lives[*slot].ready_since);
-        for slot in in_line {
+        by_id.sort_by_key(|(_, slot)| self.lives[*slot].ready_since);
+        for (_, slot) in by_id {
             self.next_place += 1;
             let live = &mut self.lives[slot];
             live.place = self.next_place;
-            let (task, route) = (self.ledger.task(slot), live.route);
+            let (task, route) = (self.ledger.task(slot), live.route());
             if matches!(task.state, State::Ready) {
                 self.roster.routes[route].queue.push_back(&mut self.lives, slot, task.options.priority);
             }
@@ -350,20 +381,61 @@ impl Scheduler {
         self.expect_lost_workers();
     }
 
-    fn adopt(&mut self, slot: Slot) {
+    /// `like`: a task before it, with its route. Most are called alike.
+    fn adopt(&mut self, slot: Slot, like: &mut Option<(Slot, usize)>) {
+        self.ledger.share_options(slot, &mut self.options);
         let task = self.ledger.task(slot);
-        let (method, target, ready_since) =
-            (task.method.clone(), task.options.target.clone(), task.changed_at);
-        let route = match self.roster.find_route(&method, &target) {
-            Some(route) => route,
-            None => self.roster.add_route(&method, &target),
-        };
+        let known = like.filter(|(other, _)| {
+            let other = self.ledger.task(*other);
+            Arc::ptr_eq(&other.options, &task.options) && other.method == task.method
+        });
+        let known = known.map(|(_, route)| route);
+        let route = known.or_else(|| self.roster.find_route(&task.method, &task.options.target));
+        let route = route.unwrap_or_else(|| self.roster.add_route(&task.method, &task.options.target));
+        *like = Some((slot, route));
         self.roster.routes[route].tasks += 1;
         let live = &mut self.lives[slot];
-        live.route = route;
-        live.ready_since = ready_since;
+        live.set_route(route);
+        live.ready_since = task.changed_at;
         self.by_age.push_back(&mut self.lives, slot);
         self.note_death(slot);
         self.reschedule(slot);
+    }
+}
+
+/// A scheduler that is being restored, row by row: see [`Scheduler::restore`].
+#[derive(Debug)]
+pub struct Restoring {
+    scheduler: Scheduler,
+    latest: Timestamp,
+}
+
+impl Restoring {
+    /// Nothing is known yet.
+    pub fn new(limits: Limits, epoch: u64) -> Self {
+        Self { scheduler: Scheduler::new(limits, epoch), latest: Timestamp::default() }
+    }
+
+    /// Takes a stored row; they may come in any order. Those that are not loaded at start may be left out.
+    pub fn take(&mut self, row: Row) {
+        if let Row::Task(task) = &row {
+            self.latest = self.latest.max(task.changed_at);
+        }
+        self.scheduler.ledger.restore(row);
+    }
+
+    /// The latest time in the rows so far.
+    pub const fn latest(&self) -> Timestamp {
+        self.latest
+    }
+
+    /// All rows were taken. The clock may have been set back between the runs: time goes on from the latest.
+    pub fn finish(self, now: Timestamp) -> Scheduler {
+        let mut scheduler = self.scheduler;
+        scheduler.now = now.max(self.latest);
+        scheduler.started_at = scheduler.now;
+        scheduler.adopt_orders();
+        scheduler.adopt_restored_tasks();
+        scheduler
     }
 }

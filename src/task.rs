@@ -64,10 +64,66 @@ impl Payload {
     pub fn size(&self) -> usize {
         self.data.len() + self.content_type.len()
     }
+
+    /// A number that two payloads share only if they are equal, as good as surely. It tells whether a repeated
+    /// call is the same call, and is stored for that: it never changes.
+    pub fn digest(&self) -> u64 {
+        let digest = digest_of(self.content_type.len() as u64, self.content_type.as_bytes());
+        digest_of(digest ^ self.data.len() as u64, &self.data)
+    }
+}
+
+/// Eight bytes at a time through SplitMix64's finish.
+fn digest_of(seed: u64, bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut last = [0; 8];
+    last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    words.iter().chain([&last]).fold(seed, |digest, word| {
+        let x = (digest ^ u64::from_le_bytes(*word)).wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    })
+}
+
+/// A task's argument: in memory, or only in the store. A queue may be far larger than memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// In memory.
+    Held(Payload),
+    /// Only in the store, in a row of its own ([`RowKey::Payload`](crate::row::RowKey::Payload)). So many bytes,
+    /// as [`Payload::size`] counts them.
+    Stored(u64),
+}
+
+impl Body {
+    /// Bytes of memory that it takes.
+    pub fn resident(&self) -> usize {
+        match self {
+            Self::Held(payload) => payload.size(),
+            Self::Stored(_) => 0,
+        }
+    }
+
+    /// Bytes, wherever they are. An empty payload has no row of its own.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Held(payload) => payload.size() as u64,
+            Self::Stored(size) => *size,
+        }
+    }
+
+    /// As a start finds it: in the store, unless it is empty.
+    pub fn stored(&self) -> Self {
+        match self.size() {
+            0 => Self::Held(Payload::default()),
+            size => Self::Stored(size),
+        }
+    }
 }
 
 /// What a task's life must survive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Durability {
     /// Never touches the store.
     Ephemeral,
@@ -76,7 +132,7 @@ pub enum Durability {
 }
 
 /// What to do when an attempt fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RetryPolicy {
     /// Attempts in all, from 1.
     pub max_attempts: u32,
@@ -138,8 +194,8 @@ impl Target {
     }
 }
 
-/// How a task is to be run, with defaults filled in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How a task is to be run, with defaults filled in. Tasks with equal options share them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TaskOptions {
     /// Which workers.
     pub target: Target,
@@ -155,8 +211,6 @@ pub struct TaskOptions {
     pub deadline_ms: u64,
     /// What to do when an attempt fails.
     pub retry: RetryPolicy,
-    /// Empty is none.
-    pub idempotency_key: String,
     /// What the task's life must survive.
     pub durability: Durability,
     /// How long the outcome can be fetched; `None` is the default of the verb.
@@ -179,7 +233,6 @@ impl TaskOptions {
             run_timeout_ms: 0,
             deadline_ms: 0,
             retry: RetryPolicy::NONE,
-            idempotency_key: String::new(),
             durability: Durability::Ephemeral,
             retention_ms: None,
             metadata: BTreeMap::new(),
@@ -215,6 +268,8 @@ pub struct NewTask {
     pub payload: Payload,
     /// How to run it.
     pub options: Arc<TaskOptions>,
+    /// While a task with this key and method is known, no second one is made. Empty is none.
+    pub idempotency_key: String,
     /// Refuse with `method_not_served` instead of waiting when no live worker serves the method.
     pub only_if_served: bool,
 }
@@ -227,6 +282,7 @@ impl NewTask {
             method: method.into(),
             payload,
             options: TaskOptions::shared_call(),
+            idempotency_key: String::new(),
             only_if_served: false,
         }
     }
@@ -271,8 +327,8 @@ pub enum ExpiredReason {
 pub enum Outcome {
     /// What the handler returned.
     Succeeded(Payload),
-    /// The last attempt's error.
-    Failed(TaskError),
+    /// The last attempt's error. Boxed: it is large and rare, and every task has room for an outcome.
+    Failed(Box<TaskError>),
     /// Cancelled, with the reason given.
     Cancelled(String),
     /// A deadline passed.
@@ -397,6 +453,46 @@ pub struct Attempt {
     pub error: TaskError,
 }
 
+/// Failed attempts, oldest first. A pointer's worth of memory for the many tasks that have none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attempts(
+    #[allow(clippy::box_collection, reason = "a third of a Vec's size")] Option<Box<Vec<Attempt>>>,
+);
+
+impl Attempts {
+    /// Appends one; keeps the last [`ATTEMPTS_KEPT`].
+    pub fn keep(&mut self, attempt: Attempt) {
+        let attempts = self.0.get_or_insert_default();
+        if attempts.len() == ATTEMPTS_KEPT {
+            attempts.remove(0);
+        }
+        attempts.push(attempt);
+    }
+}
+
+impl std::ops::Deref for Attempts {
+    type Target = [Attempt];
+    fn deref(&self) -> &[Attempt] {
+        self.0.as_deref().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl FromIterator<Attempt> for Attempts {
+    fn from_iter<I: IntoIterator<Item = Attempt>>(attempts: I) -> Self {
+        let attempts: Vec<Attempt> = attempts.into_iter().collect();
+        Self((!attempts.is_empty()).then(|| Box::new(attempts)))
+    }
+}
+
+/// What makes a repeated call one call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// As given.
+    pub text: String,
+    /// Of the payload it was given with: see [`Payload::digest`].
+    pub digest: u64,
+}
+
 /// One call of a method: the durable facts about it, and nothing else. What is not here does not survive
 /// a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -406,9 +502,11 @@ pub struct Task {
     /// The method called.
     pub method: Arc<str>,
     /// The argument.
-    pub payload: Payload,
+    pub body: Body,
     /// How to run it.
     pub options: Arc<TaskOptions>,
+    /// What a repeated call would name; few have one.
+    pub key: Option<Box<IdempotencyKey>>,
     /// When it was submitted.
     pub created_at: Timestamp,
     /// When its present life began: submission, or the last Retry. The total deadline counts from here.
@@ -420,7 +518,7 @@ pub struct Task {
     /// The current attempt; 0 before the first.
     pub attempt: u32,
     /// Failed attempts, oldest first; the last [`ATTEMPTS_KEPT`].
-    pub attempts: Vec<Attempt>,
+    pub attempts: Attempts,
     /// When an ended task is forgotten; `NEVER` until it has ended.
     pub forget_at: Timestamp,
 }
@@ -442,9 +540,19 @@ impl Task {
         self.options.durability == Durability::Durable
     }
 
-    /// What it counts against limits, in bytes.
+    /// The idempotency key; empty when there is none.
+    pub fn idempotency_key(&self) -> &str {
+        self.key.as_ref().map_or("", |key| &key.text)
+    }
+
+    /// Bytes of payload and outcome, wherever they are.
     pub fn size(&self) -> usize {
-        self.payload.size() + self.state.outcome().map_or(0, Outcome::size)
+        self.body.size() as usize + self.state.outcome().map_or(0, Outcome::size)
+    }
+
+    /// Those of them that are in memory.
+    pub fn resident(&self) -> usize {
+        self.body.resident() + self.state.outcome().map_or(0, Outcome::size)
     }
 }
 
@@ -533,3 +641,7 @@ pub fn check_method_name(name: &str) -> Result<()> {
     }
     Ok(())
 }
+
+// A million tasks may wait. With its place in lists and indexes each is to take less than 400 bytes, a share of
+// the payloads that are held included; and what is small is also moved faster.
+const _: () = assert!(size_of::<Task>() <= 208);

@@ -77,7 +77,8 @@ impl Legacy {
     async fn submit(self: &Arc<Self>, method: String, payload: Payload, call: Call) -> Response {
         let id = TaskId::generate();
         let options = Arc::clone(&OPTIONS);
-        let task = NewTask { id, method, payload, options, only_if_served: true };
+        let task =
+            NewTask { id, method, payload, options, idempotency_key: String::new(), only_if_served: true };
         let accepted = match self.handle.submit(vec![task]).await.map(|mut results| results.pop()) {
             Ok(Some(accepted)) => accepted.map(|_| ()),
             Ok(None) => Err(Error::new(Reason::Internal, "internal error")),

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use crate::clock::Timestamp;
 use crate::error::{Error, Reason, Result};
 use crate::proto;
-use crate::scheduler::{AttemptEnd, AttemptResult, DeadFilter, Filter, Frame, Hello, PoolSpec, TaskView, Update};
+use crate::scheduler::{
+    AttemptEnd, AttemptResult, DeadFilter, Filter, Frame, Hello, PoolSpec, TaskView, Update,
+};
 use crate::task::{
     Attempt, Durability, ExpiredReason, Method, NewTask, Outcome, Payload, Progress, RetryPolicy, State,
     StateName, Target, TaskError, TaskId, TaskOptions,
@@ -22,7 +24,9 @@ pub(super) enum Verb {
 // --- in -----------------------------------------------------------------------------------------------
 
 pub(super) fn new_task(task: Option<proto::NewTask>, verb: Verb) -> Result<NewTask> {
-    let task = task.ok_or_else(|| Error::invalid("task", "is missing"))?;
+    let mut task = task.ok_or_else(|| Error::invalid("task", "is missing"))?;
+    let idempotency_key =
+        task.options.as_mut().map(|given| std::mem::take(&mut given.idempotency_key)).unwrap_or_default();
     let options = match (task.options, verb) {
         (None, Verb::Call) => TaskOptions::shared_call(),
         (None, Verb::Submit) => TaskOptions::shared_submit(),
@@ -33,6 +37,7 @@ pub(super) fn new_task(task: Option<proto::NewTask>, verb: Verb) -> Result<NewTa
         method: task.method,
         payload: task.payload.map(payload).unwrap_or_default(),
         options,
+        idempotency_key,
         only_if_served: false,
     })
 }
@@ -69,7 +74,6 @@ fn options(given: proto::TaskOptions, verb: Verb) -> Result<TaskOptions> {
             initial_backoff_ms: or(retry.initial_backoff_ms, default.retry.initial_backoff_ms),
             max_backoff_ms: or(retry.max_backoff_ms, default.retry.max_backoff_ms),
         },
-        idempotency_key: given.idempotency_key,
         durability: match proto::Durability::try_from(given.durability) {
             Ok(proto::Durability::Unspecified) => default.durability,
             Ok(proto::Durability::Ephemeral) => Durability::Ephemeral,
@@ -235,7 +239,7 @@ pub(super) fn outcome_out(outcome: Outcome) -> proto::Outcome {
     use proto::outcome::Kind;
     let kind = match outcome {
         Outcome::Succeeded(payload) => Kind::Succeeded(payload_out(payload)),
-        Outcome::Failed(error) => Kind::Failed(task_error_out(error)),
+        Outcome::Failed(error) => Kind::Failed(task_error_out(*error)),
         Outcome::Cancelled(reason) => Kind::Cancelled(reason),
         Outcome::Expired(ExpiredReason::QueueTimeout) => {
             Kind::Expired(proto::ExpiredReason::QueueTimeout.into())
@@ -292,15 +296,15 @@ pub(super) fn task_out(view: TaskView, shown: Shown) -> proto::Task {
         created_at_unix_ms: time_out(view.created_at),
         changed_at_unix_ms: time_out(view.changed_at),
         run_at_unix_ms: run_at,
-        options: Some(options_out(&view.options)),
+        options: Some(options_out(&view.options, view.idempotency_key)),
         progress: view.progress.map(progress_out),
         outcome: match view.state {
             State::Ended(outcome) => Some(outcome_out(outcome)),
             _ => None,
         },
-        payload: shown.payload.then(|| payload_out(view.payload)),
+        payload: view.payload.filter(|_| shown.payload).map(payload_out),
         attempts: if shown.attempts {
-            view.attempts.into_iter().map(attempt_out).collect()
+            view.attempts.iter().cloned().map(attempt_out).collect()
         } else {
             Vec::new()
         },
@@ -317,7 +321,7 @@ fn attempt_out(attempt: Attempt) -> proto::Attempt {
     }
 }
 
-fn options_out(options: &TaskOptions) -> proto::TaskOptions {
+fn options_out(options: &TaskOptions, idempotency_key: String) -> proto::TaskOptions {
     let target = &options.target;
     let ms = |ms: u64| u32::try_from(ms).unwrap_or(u32::MAX);
     proto::TaskOptions {
@@ -336,7 +340,7 @@ fn options_out(options: &TaskOptions) -> proto::TaskOptions {
             initial_backoff_ms: ms(options.retry.initial_backoff_ms),
             max_backoff_ms: ms(options.retry.max_backoff_ms),
         }),
-        idempotency_key: options.idempotency_key.clone(),
+        idempotency_key,
         durability: match options.durability {
             Durability::Ephemeral => proto::Durability::Ephemeral,
             Durability::Durable => proto::Durability::Durable,

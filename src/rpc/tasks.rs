@@ -122,7 +122,10 @@ impl Tasks for TasksEdge {
         if !wait.is_zero() {
             self.handle.wait(id, wait).await?;
         }
-        let view = self.handle.get(id).await?;
+        let view = match request.with_payload {
+            true => self.handle.get_with_payload(id).await?,
+            false => self.handle.get(id).await?,
+        };
         let shown = Shown { payload: request.with_payload, attempts: true };
         answer(proto::GetResponse { task: Some(task_out(view, shown)) })
     }

@@ -41,7 +41,7 @@ impl Scheduler {
         let mut tasks_of_routes = BTreeMap::new();
         for (slot, task) in self.ledger.iter() {
             let live = &self.lives[slot];
-            *tasks_of_routes.entry(live.route).or_insert(0_usize) += 1;
+            *tasks_of_routes.entry(live.route()).or_insert(0_usize) += 1;
             self.audit_task(slot, task, live)?;
         }
         self.audit_queues()?;
@@ -92,11 +92,11 @@ impl Scheduler {
 
     fn audit_task(&self, slot: Slot, task: &Task, live: &Live) -> Checked {
         let id = task.id;
-        let Some(route) = self.roster.routes.get(live.route) else { return Err(format!("{id}: no route")) };
+        let Some(route) = self.roster.routes.get(live.route()) else { return Err(format!("{id}: no route")) };
         ensure!(route.method == task.method && route.target == task.options.target, "{id}: another's route");
         let leased = matches!(task.state, State::Leased { .. });
         let ended = task.state.outcome().is_some();
-        ensure!(leased || live.pool.is_none(), "{id}: {:?} in a pool", task.state.name());
+        ensure!(leased || live.pool().is_none(), "{id}: {:?} in a pool", task.state.name());
         ensure!(leased || !(live.started || live.recalled), "{id}: begun or recalled, not leased");
         ensure!(!ended || live.waiters.is_empty(), "{id}: ended, and callers wait");
         ensure!(live.waiters.len() <= self.limits.waiters_per_task, "{id}: too many waiters");
@@ -111,7 +111,8 @@ impl Scheduler {
             ensure!(!ended || talk.watchers.is_empty(), "{id}: ended, and watched");
         }
         let expected = self.expected_due(slot, task, live);
-        ensure!(live.due == expected, "{id}: due {:?}, should be {expected:?}", live.due);
+        let due = self.deadlines.at(Due::Task(slot));
+        ensure!(due == expected, "{id}: due {due:?}, should be {expected:?}");
         Ok(())
     }
 
@@ -122,7 +123,9 @@ impl Scheduler {
             State::Delayed { until } => (*until).min(task.deadline()),
             State::Ready => after(task.options.queue_timeout_ms).min(task.deadline()),
             // The end of its grace is known to nobody else.
-            State::Leased { lease, .. } if self.orphans.get(lease) == Some(&slot) => live.due,
+            State::Leased { lease, .. } if self.orphans.get(lease) == Some(&slot) => {
+                self.deadlines.at(Due::Task(slot))
+            }
             State::Leased { .. } => after(task.options.run_timeout_ms).min(task.deadline()),
             State::Ended(_) if live.answered => Timestamp::NEVER,
             State::Ended(_) => task.forget_at,
@@ -134,7 +137,7 @@ impl Scheduler {
         for (_, session) in &self.roster.sessions {
             for (lease, slot) in &session.leases {
                 *holders.entry(*lease).or_default() += 1;
-                let pool = self.lives.get(*slot).and_then(|live| live.pool);
+                let pool = self.lives.get(*slot).and_then(Live::pool);
                 ensure!(
                     pool.is_some_and(|p| session.pools.contains(&p)),
                     "lease {lease}: not in a pool of its session"
@@ -148,7 +151,7 @@ impl Scheduler {
             *holders.entry(*lease).or_default() += 1;
             let live = self.lives.get(*slot).ok_or_else(|| format!("orphan {lease}: no task"))?;
             ensure!(
-                live.pool.is_none() && live.due != Timestamp::NEVER,
+                live.pool().is_none() && self.deadlines.at(Due::Task(*slot)) != Timestamp::NEVER,
                 "orphan {lease}: in a pool or not due"
             );
         }
@@ -170,14 +173,17 @@ impl Scheduler {
             let serving = session.conn.is_some() && !session.draining && !self.stopping;
             ensure!(session.serving == serving, "{name}: serving {}, should be {serving}", session.serving);
             ensure!(session.result_acked <= session.result_seq, "{name}: acknowledged more than it said");
-            ensure!(session.due != Timestamp::NEVER, "{name}: nothing ends its silence");
+            ensure!(
+                self.deadlines.at(Due::Session(key)) != Timestamp::NEVER,
+                "{name}: nothing ends its silence"
+            );
             for pool in &session.pools {
                 let Some(entry) = self.roster.pools.get(*pool) else {
                     return Err(format!("{name}: no pool {pool}"));
                 };
                 ensure!(entry.session == key, "{name}: pool {pool} is another's");
                 let held =
-                    session.leases.values().filter(|slot| self.lives[**slot].pool == Some(*pool)).count();
+                    session.leases.values().filter(|slot| self.lives[**slot].pool() == Some(*pool)).count();
                 ensure!(
                     held == entry.in_flight as usize,
                     "{name}: pool {pool} holds {held}, counts {}",
@@ -190,11 +196,14 @@ impl Scheduler {
     }
 
     fn audit_deadlines(&self) -> Checked {
-        let tasks = self.lives.iter().map(|(slot, live)| (live.due, Due::Task(slot)));
-        let sessions = self.roster.sessions.iter().map(|(key, session)| (session.due, Due::Session(key)));
-        let expected: BTreeSet<(Timestamp, Due)> =
-            tasks.chain(sessions).filter(|(at, _)| *at != Timestamp::NEVER).collect();
-        ensure!(self.deadlines.entries().eq(expected.iter()), "deadlines and what they are about differ");
+        // What each is due at was looked at with it: here only that there is nothing else.
+        for (at, due) in self.deadlines.entries() {
+            let known = match due {
+                Due::Task(slot) => self.lives.contains(slot),
+                Due::Session(key) => self.roster.sessions.contains(key),
+            };
+            ensure!(known && self.deadlines.at(due) == at, "{due:?} is due at {at:?}, and is not there");
+        }
         Ok(())
     }
 
@@ -207,7 +216,7 @@ impl Scheduler {
                 for slot in self.walk(list)? {
                     let (task, live) = (self.ledger.task(slot), &self.lives[slot]);
                     let fits = matches!(task.state, State::Ready)
-                        && live.route == key
+                        && live.route() == key
                         && usize::from(task.options.priority) == priority;
                     ensure!(fits, "{} waits in a queue that is not its own", task.id);
                     let place = (live.place, live.ready_since);

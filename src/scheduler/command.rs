@@ -61,6 +61,8 @@ pub enum Command {
         id: TaskId,
         /// Forget the task when it has ended: its outcome is read once.
         take: bool,
+        /// Show its payload too.
+        with_payload: bool,
         /// Who asks.
         waiter: Waiter,
     },

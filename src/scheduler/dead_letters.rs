@@ -244,7 +244,8 @@ impl Scheduler {
             Some(place) => Bound::Excluded((place.at, place.id)),
             None => died_before(filter.died_before),
         };
-        let (mut tasks, mut last, mut more): (Vec<TaskView>, _, _) = (Vec::new(), None, false);
+        let (mut tasks, mut last, mut more, mut gated): (Vec<TaskView>, _, _, _) =
+            (Vec::new(), None, false, false);
         if in_order(&from, &to) {
             for (examined, (at, id)) in
                 self.dead.by_death.range((from, to)).map(|(key, _)| *key).rev().enumerate()
@@ -256,13 +257,14 @@ impl Scheduler {
                 last = Some(DeadPlace { at, id, until: Timestamp::default() });
                 if let Some(slot) = self.ledger.slot_of(id)
                     && filter.matches(self, slot)
+                    && self.check_stored(slot).is_ok()
                 {
+                    gated |= self.is_unstored(slot);
                     tasks.push(self.view(slot));
                 }
             }
         }
-        // Any of them may be durable: gated is always safe.
-        out.tell(true, EffectKind::Reply(waiter, Reply::DeadLetters(tasks, last.filter(|_| more))));
+        out.tell(gated, EffectKind::Reply(waiter, Reply::DeadLetters(tasks, last.filter(|_| more))));
     }
 
     fn dead_range_start(&self, filter: &DeadFilter) -> Bound<(Timestamp, TaskId)> {

@@ -4,12 +4,12 @@ use super::effect::{Assign, EffectKind, Tell};
 use super::ledger::{Record, Slot};
 use super::{Output, Scheduler};
 use crate::clock::Timestamp;
-use crate::task::{State, Task};
+use crate::task::{Body, Payload, State, Task};
 
 impl Scheduler {
     /// What is new in "ready" goes to a worker at once or to the end of its line.
     pub(super) fn ready(&mut self, slot: Slot, out: &mut Output) {
-        let route = self.lives[slot].route;
+        let route = self.lives[slot].route();
         self.next_place += 1;
         let live = &mut self.lives[slot];
         live.ready_since = self.now;
@@ -39,7 +39,7 @@ impl Scheduler {
     /// What comes back to "ready" takes its old place in line. Its route is to be served, but only when all that
     /// comes back with it stands in line: a younger task must not go before an older one that is a moment behind.
     pub(super) fn ready_again(&mut self, slot: Slot, out: &mut Output) -> usize {
-        let route = self.lives[slot].route;
+        let route = self.lives[slot].route();
         let queue = &mut self.roster.routes[route].queue;
         let first = queue.is_empty();
         queue.put_back(&mut self.lives, slot, self.ledger.task(slot).options.priority);
@@ -57,7 +57,7 @@ impl Scheduler {
     pub(super) fn unqueue(&mut self, slot: Slot) {
         let task = self.ledger.task(slot);
         if matches!(task.state, State::Ready) {
-            let route = self.lives[slot].route;
+            let route = self.lives[slot].route();
             self.roster.routes[route].queue.remove(&mut self.lives, slot, task.options.priority);
         }
     }
@@ -81,7 +81,7 @@ impl Scheduler {
             .leases
             .iter()
             .map(|(lease, slot)| (*lease, *slot))
-            .filter(|(_, slot)| self.lives[*slot].pool == Some(full) && !self.lives[*slot].started)
+            .filter(|(_, slot)| self.lives[*slot].pool() == Some(full) && !self.lives[*slot].started)
             .collect();
         // What was asked back before is on its way, or about to start after all.
         let asked = unstarted.iter().filter(|(_, slot)| self.lives[*slot].recalled).count() as u64;
@@ -121,7 +121,7 @@ impl Scheduler {
         self.roster.load(pool);
         self.commit(Record::Leased { slot, lease, worker_id }, out);
         let live = &mut self.lives[slot];
-        live.pool = Some(pool);
+        live.set_pool(Some(pool));
         live.started = started;
         live.recalled = false;
         if let Some(talk) = &mut live.talk {
@@ -131,19 +131,26 @@ impl Scheduler {
         }
         self.reschedule(slot);
         let task = self.ledger.task(slot);
-        let assign = Assign {
+        let (payload, stored) = match &task.body {
+            Body::Held(payload) => (payload.clone(), None),
+            Body::Stored(bytes) => (Payload::default(), Some(*bytes)),
+        };
+        let assign = Box::new(Assign {
             id: task.id,
             lease,
             attempt: task.attempt,
             method: task.method.clone(),
             version,
-            payload: task.payload.clone(),
+            payload,
             deadline: attempt_deadline(task),
             options: task.options.clone(),
             pool: self.roster.pools[pool].name.clone(),
-        };
+        });
         // Not gated: work that was never acknowledged may be lost, and a lost attempt is tried again.
-        out.now(EffectKind::Assign(conn, Box::new(assign)));
+        out.now(match stored {
+            None => EffectKind::Assign(conn, assign),
+            Some(bytes) => EffectKind::AssignStored { conn, assign, bytes },
+        });
         self.changed(slot, out);
     }
 
@@ -155,7 +162,8 @@ impl Scheduler {
         live.started = false;
         live.recalled = false;
         self.orphans.remove(&lease);
-        if let Some(pool) = live.pool.take() {
+        if let Some(pool) = live.pool() {
+            live.set_pool(None);
             let session = &mut self.roster.sessions[self.roster.pools[pool].session];
             session.leases.remove(&lease);
             session.digest ^= lease;

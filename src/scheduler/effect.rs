@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::order::Pause;
 use crate::task::{
-    Attempt, Chunk, Method, Outcome, Payload, Progress, State, StateName, TaskId, TaskOptions,
+    Attempts, Chunk, Method, Outcome, Payload, Progress, State, StateName, TaskId, TaskOptions,
 };
 
 /// Somebody must be told something. Effects are carried out in order.
@@ -27,8 +27,21 @@ pub struct Effect {
 pub enum EffectKind {
     /// An answer.
     Reply(Waiter, Reply),
+    /// As `Reply` with `Reply::Task`, but the payload, which was asked for, lies in the store and is `None` here.
+    ReplyStored(Waiter, Box<TaskView>),
     /// Work for a session.
     Assign(ConnId, Box<Assign>),
+    /// As `Assign`, but the payload lies in the store ([`RowKey::Payload`](crate::row::RowKey::Payload)) and is
+    /// empty here: it is to be read and put in before anyone sees it. Nothing else that names the lease may
+    /// overtake it.
+    AssignStored {
+        /// The session's stream.
+        conn: ConnId,
+        /// What to run.
+        assign: Box<Assign>,
+        /// How large the payload is.
+        bytes: u64,
+    },
     /// Something else for a session.
     Tell(ConnId, Tell),
     /// An event for a watcher.
@@ -93,16 +106,18 @@ pub struct TaskView {
     pub id: TaskId,
     /// The method.
     pub method: Arc<str>,
-    /// The argument.
-    pub payload: Payload,
+    /// The argument, for who asked for it.
+    pub payload: Option<Payload>,
     /// How it is run.
     pub options: Arc<TaskOptions>,
+    /// Empty is none.
+    pub idempotency_key: String,
     /// Where it stands.
     pub state: State,
     /// The current attempt.
     pub attempt: u32,
     /// Failed attempts.
-    pub attempts: Vec<Attempt>,
+    pub attempts: Attempts,
     /// When it was submitted.
     pub created_at: Timestamp,
     /// When it entered its present state.

@@ -1,22 +1,25 @@
 //! The durable facts. They change only inside [`Ledger::commit`], which applies a record and writes down
 //! which stored rows it changes, in one motion. What a restart restores is exactly what `commit` wrote.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
 use slab::Slab;
 
 use super::audit::ensure;
 use super::command::WorkerId;
+use super::index::Index;
 use super::orders::Orders;
+use super::sharing::SharedOptions;
 use crate::clock::Timestamp;
 use crate::order::{Drain, Pause};
 use crate::row::{Row, RowChange, RowKey};
-use crate::task::{ATTEMPTS_KEPT, Attempt, Outcome, State, StateName, Task, TaskId};
+use crate::task::{Attempt, Body, Outcome, State, StateName, Task, TaskId};
 
 /// Where a task lies in the ledger. Valid until the task is forgotten.
 pub(crate) type Slot = usize;
+
+/// The slot of no task.
+pub(crate) const NO_SLOT: Slot = Slot::MAX;
 
 /// Leases are reserved in the store this many at a time, so that a restart never hands out one again and
 /// ephemeral work pays nothing for it.
@@ -57,16 +60,17 @@ pub(crate) enum Record {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     tasks: Slab<Task>,
-    /// Ids are made by the server, so a fixed hash seed cannot be attacked, and iteration never matters.
-    index: HashMap<TaskId, Slot, FixedState>,
-    /// Idempotency keys, by method and key.
-    keys: HashMap<(Arc<str>, String), Slot>,
+    index: Index,
     next_lease: u64,
     leases_reserved: u64,
     pauses: Orders<Pause>,
     drains: Orders<Drain>,
     bytes: usize,
+    /// Payloads of durable tasks that are in memory.
+    resident: usize,
     counts: [u64; 7],
+    /// Rows handed out so far.
+    written: u64,
 }
 
 impl Ledger {
@@ -75,21 +79,45 @@ impl Ledger {
     }
 
     pub(crate) fn slot_of(&self, id: TaskId) -> Option<Slot> {
-        self.index.get(&id).copied()
+        self.index.of_id(&self.tasks, id)
     }
 
     pub(crate) fn slot_of_key(&self, method: &str, key: &str) -> Option<Slot> {
-        // Tuples of owned strings cannot be looked up by parts; keys are rare enough to pay for it.
-        self.keys.get(&(Arc::from(method), key.to_owned())).copied()
+        self.index.of_key(&self.tasks, method, key)
     }
 
     pub(crate) fn len(&self) -> usize {
         self.tasks.len()
     }
 
-    /// Payloads and outcomes of all tasks.
+    /// Payloads and outcomes in memory.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Payloads of durable tasks in memory.
+    pub(crate) fn resident(&self) -> usize {
+        self.resident
+    }
+
+    /// How many changes of rows were handed out so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Lets go of the payload of a durable task: its row must be stored.
+    pub(crate) fn let_go(&mut self, slot: Slot) {
+        let task = &mut self.tasks[slot];
+        let bytes = task.body.resident();
+        task.body = task.body.stored();
+        self.bytes -= bytes;
+        self.resident -= bytes;
+    }
+
+    /// Gives the task the options that stand for all equal to its own.
+    pub(crate) fn share_options(&mut self, slot: Slot, shared: &mut SharedOptions) {
+        let task = &mut self.tasks[slot];
+        task.options = shared.share(Arc::clone(&task.options));
     }
 
     /// Tasks in each state, in the order of `StateName::ALL`.
@@ -135,9 +163,16 @@ impl Ledger {
         lease
     }
 
-    /// Applies `record` and appends the rows it changes. Returns the slot of the task it is about (0 when
+    /// Applies `record` and appends the rows it changes. Returns the slot of the task it is about ([`NO_SLOT`] when
     /// it is about none).
     pub(crate) fn commit(&mut self, now: Timestamp, record: Record, rows: &mut Vec<RowChange>) -> Slot {
+        let before = rows.len();
+        let slot = self.apply(now, record, rows);
+        self.written += (rows.len() - before) as u64;
+        slot
+    }
+
+    fn apply(&mut self, now: Timestamp, record: Record, rows: &mut Vec<RowChange>) -> Slot {
         match record {
             Record::Submitted(task) => self.submitted(*task, rows),
             Record::Leased { slot, lease, worker_id } => self.change(now, slot, rows, |task| {
@@ -149,13 +184,13 @@ impl Ledger {
                 task.state = State::Ready;
             }),
             Record::Retrying { slot, error, until } => self.change(now, slot, rows, |task| {
-                keep_attempt(task, error);
+                task.attempts.keep(error);
                 task.state = State::Delayed { until };
             }),
             Record::Woken { slot } => self.change(now, slot, rows, |task| task.state = State::Ready),
             Record::Ended { slot, outcome, error, forget_at } => self.change(now, slot, rows, |task| {
                 if let Some(error) = error {
-                    keep_attempt(task, error);
+                    task.attempts.keep(error);
                 }
                 task.state = State::Ended(outcome);
                 task.forget_at = forget_at;
@@ -170,23 +205,23 @@ impl Ledger {
             Record::LeasesReserved { below } => {
                 self.leases_reserved = below;
                 rows.push(RowChange::Put(RowKey::LeasesReserved, Row::LeasesReserved(below).encode()));
-                0
+                NO_SLOT
             }
             Record::Paused(pause) => {
                 self.pauses.put(pause, rows);
-                0
+                NO_SLOT
             }
             Record::Resumed { method } => {
                 self.pauses.lift(&method, rows);
-                0
+                NO_SLOT
             }
             Record::Drained(drain) => {
                 self.drains.put(drain, rows);
-                0
+                NO_SLOT
             }
             Record::DrainOver { worker_id } => {
                 self.drains.lift(&worker_id, rows);
-                0
+                NO_SLOT
             }
         }
     }
@@ -199,7 +234,7 @@ impl Ledger {
                 if let State::Leased { lease, .. } = task.state {
                     self.next_lease = self.next_lease.max(lease + 1);
                 }
-                self.submitted(*task, &mut Vec::new());
+                self.place(*task);
             }
             Row::LeasesReserved(below) => {
                 // All of the reserved block may have been handed out.
@@ -208,16 +243,19 @@ impl Ledger {
             }
             Row::Pause(number, pause) => self.pauses.restore(number, *pause),
             Row::Drain(number, drain) => self.drains.restore(number, *drain),
+            // Read when it is wanted.
+            Row::Payload(..) => {}
         }
     }
 
-    /// The durable facts as rows, sorted by key: two ledgers are equal when these are.
+    /// The durable facts as rows, sorted by key, those left out that are read when they are wanted: two ledgers are equal when these are.
     pub(crate) fn rows(&self) -> Vec<(RowKey, Row)> {
         let mut rows: Vec<_> = self
             .tasks
             .iter()
             .filter(|(_, task)| task.is_durable())
-            .map(|(_, task)| (RowKey::Task(task.id), Row::Task(Box::new(task.clone()))))
+            .map(|(_, task)| Task { body: task.body.stored(), ..task.clone() })
+            .map(|task| (RowKey::Task(task.id), Row::Task(Box::new(task))))
             .collect();
         if self.leases_reserved > 0 {
             rows.push((RowKey::LeasesReserved, Row::LeasesReserved(self.leases_reserved)));
@@ -230,25 +268,31 @@ impl Ledger {
 
     /// Whether counts, bytes and indexes say what the tasks say.
     pub(crate) fn audit(&self) -> Result<(), String> {
-        let (mut counts, mut bytes, mut keyed) = ([0_u64; 7], 0, 0);
+        let (mut counts, mut bytes, mut resident, mut keyed) = ([0_u64; 7], 0, 0, 0);
         for (slot, task) in &self.tasks {
             if let Some(count) = counts.get_mut(task.state.name() as usize) {
                 *count += 1;
             }
-            bytes += task.size();
-            ensure!(self.index.get(&task.id) == Some(&slot), "{} is not in the index", task.id);
+            bytes += task.resident();
+            match &task.body {
+                Body::Held(payload) if task.is_durable() => resident += payload.size(),
+                Body::Held(_) => {}
+                Body::Stored(_) => ensure!(task.is_durable(), "{} is not stored, its payload is", task.id),
+            }
+            ensure!(self.slot_of(task.id) == Some(slot), "{} is not in the index", task.id);
             if let State::Leased { lease, .. } = task.state {
                 ensure!(lease < self.next_lease, "{} holds lease {lease}, which was not given out", task.id);
             }
-            if !task.options.idempotency_key.is_empty() {
+            if let Some(key) = &task.key {
                 keyed += 1;
-                let key = (Arc::clone(&task.method), task.options.idempotency_key.clone());
-                ensure!(self.keys.get(&key) == Some(&slot), "{} is not under its key", task.id);
+                let found = self.slot_of_key(&task.method, &key.text);
+                ensure!(found == Some(slot), "{} is not under its key", task.id);
             }
         }
         ensure!(counts == self.counts, "counts are {:?}, should be {counts:?}", self.counts);
         ensure!(bytes == self.bytes, "{bytes} bytes, {} counted", self.bytes);
-        ensure!(self.index.len() == self.tasks.len() && self.keys.len() == keyed, "an index holds too much");
+        ensure!(resident == self.resident, "{resident} bytes resident, {} counted", self.resident);
+        ensure!(self.index.lens() == (self.tasks.len(), keyed), "an index holds too much");
         self.pauses.audit()?;
         self.drains.audit()?;
         ensure!(
@@ -260,19 +304,25 @@ impl Ledger {
     }
 
     fn submitted(&mut self, task: Task, rows: &mut Vec<RowChange>) -> Slot {
-        self.bytes += task.size();
-        self.add_to_count(task.state.name(), 1);
         if task.is_durable() {
             rows.push(RowChange::Put(RowKey::Task(task.id), Row::encode_task(&task)));
+            if let Body::Held(payload) = &task.body
+                && payload.size() > 0
+            {
+                rows.push(RowChange::Put(RowKey::Payload(task.id), Row::encode_payload(payload)));
+            }
         }
-        let key = (!task.options.idempotency_key.is_empty())
-            .then(|| (Arc::clone(&task.method), task.options.idempotency_key.clone()));
-        let id = task.id;
+        self.place(task)
+    }
+
+    fn place(&mut self, task: Task) -> Slot {
+        self.bytes += task.resident();
+        if task.is_durable() {
+            self.resident += task.body.resident();
+        }
+        self.add_to_count(task.state.name(), 1);
         let slot = self.tasks.insert(task);
-        self.index.insert(id, slot);
-        if let Some(key) = key {
-            self.keys.insert(key, slot);
-        }
+        self.index.insert(&self.tasks, slot);
         slot
     }
 
@@ -284,10 +334,10 @@ impl Ledger {
         apply: impl FnOnce(&mut Task),
     ) -> Slot {
         let task = &mut self.tasks[slot];
-        let (before, size) = (task.state.name(), task.size());
+        let (before, size) = (task.state.name(), task.resident());
         apply(task);
         task.changed_at = now;
-        let (after, new_size, durable) = (task.state.name(), task.size(), task.is_durable());
+        let (after, new_size, durable) = (task.state.name(), task.resident(), task.is_durable());
         if durable {
             rows.push(RowChange::Put(RowKey::Task(task.id), Row::encode_task(task)));
         }
@@ -299,14 +349,15 @@ impl Ledger {
 
     fn forgotten(&mut self, slot: Slot, rows: &mut Vec<RowChange>) -> Slot {
         let task = self.tasks.remove(slot);
-        self.index.remove(&task.id);
-        if !task.options.idempotency_key.is_empty() {
-            self.keys.remove(&(Arc::clone(&task.method), task.options.idempotency_key.clone()));
-        }
-        self.bytes -= task.size();
+        self.index.remove(&task, slot);
+        self.bytes -= task.resident();
         self.add_to_count(task.state.name(), -1);
         if task.is_durable() {
+            self.resident -= task.body.resident();
             rows.push(RowChange::Delete(RowKey::Task(task.id)));
+            if task.body.size() > 0 {
+                rows.push(RowChange::Delete(RowKey::Payload(task.id)));
+            }
         }
         slot
     }
@@ -316,11 +367,4 @@ impl Ledger {
             *count = count.wrapping_add_signed(by);
         }
     }
-}
-
-fn keep_attempt(task: &mut Task, error: Attempt) {
-    if task.attempts.len() == ATTEMPTS_KEPT {
-        task.attempts.remove(0);
-    }
-    task.attempts.push(error);
 }

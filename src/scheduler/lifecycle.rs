@@ -11,8 +11,8 @@ use super::{Output, Scheduler};
 use crate::clock::Timestamp;
 use crate::error::{Error, Reason, Result};
 use crate::task::{
-    Attempt, Durability, ExpiredReason, NewTask, Outcome, State, StateName, Task, TaskError, TaskId,
-    TaskOptions, check_method_name,
+    Attempt, Attempts, Body, Durability, ExpiredReason, IdempotencyKey, NewTask, Outcome, State, StateName,
+    Task, TaskError, TaskId, TaskOptions, check_method_name,
 };
 
 /// Longest texts kept; longer ones are cut.
@@ -32,8 +32,7 @@ impl Scheduler {
         match self.accept(task, true, out) {
             Ok((slot, _)) => self.wait_for(slot, waiter, out),
             Err(error) => {
-                // A conflict tells that a task is known.
-                let gated = error.reason == Reason::IdempotencyConflict;
+                let gated = self.tells_of_unstored(&error);
                 out.tell(gated, EffectKind::Reply(waiter, Reply::Refused(error)));
             }
         }
@@ -47,12 +46,11 @@ impl Scheduler {
         let results = tasks
             .into_iter()
             .map(|task| {
-                let (slot, attached) = self.accept(task, false, out).inspect_err(|error| {
-                    gated |= error.reason == Reason::IdempotencyConflict;
-                })?;
-                let task = self.ledger.task(slot);
-                gated |= task.is_durable();
-                Ok(Accepted { id: task.id, attached })
+                let accepted = self.accept(task, false, out);
+                gated |= accepted.as_ref().is_err_and(|error| self.tells_of_unstored(error));
+                let (slot, attached) = accepted?;
+                gated |= self.is_unstored(slot);
+                Ok(Accepted { id: self.ledger.task(slot).id, attached })
             })
             .collect();
         out.tell(gated, EffectKind::Reply(waiter, Reply::Submitted(results)));
@@ -65,7 +63,7 @@ impl Scheduler {
         }
         self.check_new(&new)?;
         self.check_store(new.options.durability == Durability::Durable)?;
-        if !new.options.idempotency_key.is_empty()
+        if !new.idempotency_key.is_empty()
             && let Some(slot) = self.find_same(&new)?
         {
             if !of_caller {
@@ -79,22 +77,28 @@ impl Scheduler {
             return Err(error);
         }
         let delayed = new.options.run_at.filter(|at| *at > self.now);
+        let durable = new.options.durability == Durability::Durable;
+        let key = (!new.idempotency_key.is_empty())
+            .then(|| Box::new(IdempotencyKey { digest: new.payload.digest(), text: new.idempotency_key }));
         let task = Task {
             id: new.id,
             method: Arc::clone(&self.roster.routes[route].method),
-            payload: new.payload,
-            options: new.options,
+            body: Body::Held(new.payload),
+            // Calls come and go: looking for equal options would cost them more than it saves.
+            options: if durable { self.options.share(new.options) } else { new.options },
+            key,
             created_at: self.now,
             since: self.now,
             changed_at: self.now,
             state: delayed.map_or(State::Ready, |until| State::Delayed { until }),
             attempt: 0,
-            attempts: Vec::new(),
+            attempts: Attempts::default(),
             forget_at: Timestamp::NEVER,
         };
         let slot = self.commit(Record::Submitted(Box::new(task)), out);
         let live = self.lives.insert(Live::new(route, of_caller, self.now));
         debug_assert_eq!(live, slot, "the slabs run in step");
+        self.note_written(slot);
         self.by_age.push_back(&mut self.lives, slot);
         self.roster.routes[route].tasks += 1;
         self.totals.submitted += 1;
@@ -104,6 +108,7 @@ impl Scheduler {
         } else {
             self.ready(slot, out);
         }
+        self.let_go_if_it_waits(slot);
         Ok((slot, false))
     }
 
@@ -113,6 +118,10 @@ impl Scheduler {
             return Err(Error::invalid("task_id", format_args!("{} is taken", new.id)));
         }
         // Most calls share one default set of options, which needs no check.
+        if new.idempotency_key.len() > KEY_BYTES {
+            let problem = format!("is {}; at most {KEY_BYTES}", new.idempotency_key.len());
+            return Err(Error::invalid("options.idempotency_key (bytes)", problem));
+        }
         if !Arc::ptr_eq(&new.options, &TaskOptions::shared_call()) {
             self.check_options(&new.options)?;
         }
@@ -145,7 +154,6 @@ impl Scheduler {
         at_most("options.retry.max_attempts", options.retry.max_attempts.into(), MAX_ATTEMPTS.into())?;
         at_most("options.retry.initial_backoff_ms", options.retry.initial_backoff_ms, DAY_MS)?;
         at_most("options.retry.max_backoff_ms", options.retry.max_backoff_ms, DAY_MS)?;
-        at_most("options.idempotency_key (bytes)", options.idempotency_key.len() as u64, KEY_BYTES as u64)?;
         at_most("options.retention_ms", options.retention_ms.unwrap_or(0), 30 * DAY_MS)?;
         at_most("options.metadata (entries)", options.metadata.len() as u64, METADATA_ENTRIES as u64)?;
         let metadata: usize = options.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
@@ -158,10 +166,17 @@ impl Scheduler {
 
     /// The task that the idempotency key stands for, if it is the same call.
     fn find_same(&self, new: &NewTask) -> Result<Option<Slot>> {
-        let key = &new.options.idempotency_key;
+        let key = &new.idempotency_key;
         let Some(slot) = self.ledger.slot_of_key(&new.method, key) else { return Ok(None) };
         let task = self.ledger.task(slot);
-        if task.payload == new.payload {
+        let same = match &task.body {
+            Body::Held(payload) => *payload == new.payload,
+            Body::Stored(size) => {
+                *size == new.payload.size() as u64
+                    && task.key.as_ref().is_some_and(|key| key.digest == new.payload.digest())
+            }
+        };
+        if same {
             return Ok(Some(slot));
         }
         Err(Error::new(
@@ -209,7 +224,7 @@ impl Scheduler {
         let bytes = self.ledger.bytes() + new.payload.size();
         if bytes > self.limits.total_bytes {
             let message = format!(
-                "payloads and outcomes would take {bytes} bytes, over the limit of {} (limits.total_bytes)",
+                "payloads and outcomes would take {bytes} bytes of memory, over the limit of {} (limits.total_bytes)",
                 self.limits.total_bytes
             );
             return Err(Error::new(Reason::ServerFull, message));
@@ -217,12 +232,52 @@ impl Scheduler {
         Ok(())
     }
 
+    // --- payloads ---------------------------------------------------------------------------------
+
+    /// A durable task that was not given to a worker at once may wait long: beyond what may be held in memory for
+    /// such tasks, it lets go of its payload.
+    fn let_go_if_it_waits(&mut self, slot: Slot) {
+        let task = self.ledger.task(slot);
+        let over = self.ledger.resident() > self.limits.resident_payload_bytes;
+        if over && task.is_durable() && !matches!(task.state, State::Leased { .. }) {
+            self.let_go_when_stored(slot);
+        }
+    }
+
+    /// Not before: until then memory has the only copy.
+    fn let_go_when_stored(&mut self, slot: Slot) {
+        let task = self.ledger.task(slot);
+        if task.body.resident() > 0 {
+            self.parting.push_back((self.ledger.written(), slot, task.id));
+        }
+    }
+
+    /// See [`Scheduler::stored`].
+    pub(super) fn let_go_of_stored(&mut self) {
+        while let Some((_, slot, id)) = self.parting.pop_front_if(|(written, ..)| *written <= self.stored) {
+            // It may have been forgotten meanwhile.
+            if self.ledger.slot_of(id) == Some(slot) {
+                self.ledger.let_go(slot);
+            }
+        }
+    }
+
+    /// Whether something about the task is not stored yet: what is said of it must wait for the store.
+    pub(super) fn is_unstored(&self, slot: Slot) -> bool {
+        self.lives[slot].written > self.stored
+    }
+
+    /// A conflict tells that a task is known, which is any of those that changed last.
+    fn tells_of_unstored(&self, error: &Error) -> bool {
+        error.reason == Reason::IdempotencyConflict && self.ledger.written() > self.stored
+    }
+
     // --- waited for -------------------------------------------------------------------------------
 
     fn wait_for(&mut self, slot: Slot, waiter: Waiter, out: &mut Output) {
         let task = self.ledger.task(slot);
         if let Some(outcome) = task.state.outcome() {
-            let (id, outcome, gated) = (task.id, outcome.clone(), task.is_durable());
+            let (id, outcome, gated) = (task.id, outcome.clone(), self.is_unstored(slot));
             return out.tell(gated, EffectKind::Reply(waiter, Reply::Ended(id, outcome)));
         }
         if self.stopping && !matches!(task.state, State::Leased { .. }) {
@@ -250,10 +305,8 @@ impl Scheduler {
     pub(super) fn abandon(&mut self, id: TaskId, waiter: Waiter, cancel: bool, out: &mut Output) {
         let Some(slot) = self.ledger.slot_of(id) else { return };
         let live = &mut self.lives[slot];
-        let waited = live.waiters.len();
-        live.waiters.retain(|other| *other != waiter);
+        let waited = live.waiters.remove(waiter);
         let nobody_else = live.waiters.is_empty() && live.of_caller;
-        let waited = live.waiters.len() < waited;
         let task = self.ledger.task(slot);
         let gated = task.is_durable();
         if task.state.outcome().is_some() {
@@ -274,7 +327,7 @@ impl Scheduler {
 
     /// While the server stops, whoever waits for work that will not begin any more is told at once.
     pub(super) fn turn_away(&mut self, slot: Slot, out: &mut Output) {
-        for waiter in std::mem::take(&mut self.lives[slot].waiters) {
+        for waiter in self.lives[slot].waiters.take() {
             out.refuse(waiter, will_not_begin());
         }
         if self.lives[slot].of_caller && !self.ledger.task(slot).is_durable() {
@@ -305,20 +358,20 @@ impl Scheduler {
         let task = self.ledger.task(slot);
         let (id, gated, of_caller) = (task.id, task.is_durable(), self.lives[slot].of_caller);
         // Calls all have the same short retention, so a list in order of ending serves them, not the deadlines.
-        let answered = of_caller
-            && !gated
-            && task.options.retention_ms.is_none()
-            && task.options.idempotency_key.is_empty();
+        let answered = of_caller && !gated && task.options.retention_ms.is_none() && task.key.is_none();
         let default = || self.default_retention_ms(slot, &outcome);
         let forget_at = self.now + task.options.retention_ms.unwrap_or_else(default);
-        for waiter in std::mem::take(&mut self.lives[slot].waiters) {
+        for waiter in self.lives[slot].waiters.take() {
             out.tell(gated, EffectKind::Reply(waiter, Reply::Ended(id, outcome.clone())));
         }
         self.commit(Record::Ended { slot, outcome, error, forget_at }, out);
         self.note_death(slot);
+        if gated {
+            self.let_go_when_stored(slot);
+        }
         self.changed(slot, out);
         if answered {
-            self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, Timestamp::NEVER);
+            self.deadlines.set(Due::Task(slot), Timestamp::NEVER);
             self.keep_answered(slot, out);
         } else {
             self.reschedule(slot);
@@ -350,22 +403,23 @@ impl Scheduler {
     pub(super) fn forget(&mut self, slot: Slot, out: &mut Output) {
         self.leave_answered(slot);
         self.leave_dead(slot);
-        self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, Timestamp::NEVER);
+        self.deadlines.set(Due::Task(slot), Timestamp::NEVER);
         self.by_age.remove(&mut self.lives, slot);
         let live = self.lives.remove(slot);
         self.commit(Record::Forgotten { slot }, out);
-        let route = &mut self.roster.routes[live.route];
+        let route = &mut self.roster.routes[live.route()];
         route.tasks -= 1;
         if route.tasks == 0 {
-            self.roster.drop_route_if_unused(live.route);
+            self.roster.drop_route_if_unused(live.route());
         }
     }
 
     /// Tells the worker that runs the task to stop.
     fn stop_running(&mut self, slot: Slot, reason: String, out: &mut Output) {
         let State::Leased { lease, .. } = self.ledger.task(slot).state else { return };
-        let conn =
-            self.lives[slot].pool.and_then(|pool| self.roster.sessions[self.roster.pools[pool].session].conn);
+        let conn = self.lives[slot]
+            .pool()
+            .and_then(|pool| self.roster.sessions[self.roster.pools[pool].session].conn);
         if let Some(conn) = conn {
             out.now(EffectKind::Tell(conn, Tell::Cancel(lease, reason)));
         }
@@ -395,7 +449,7 @@ impl Scheduler {
         };
         let policy = task.options.retry;
         if retryable == Some(false) || task.attempt >= policy.max_attempts {
-            return self.end(slot, Outcome::Failed(error), Some(attempt), out);
+            return self.end(slot, Outcome::Failed(Box::new(error)), Some(attempt), out);
         }
         let wait = match retry_after_ms {
             // The low bits of a v7 id are random: a jitter seed that needs no other source.
@@ -441,7 +495,6 @@ impl Scheduler {
     // --- by time ----------------------------------------------------------------------------------
 
     pub(super) fn task_due(&mut self, slot: Slot, out: &mut Output) {
-        self.lives[slot].due = Timestamp::NEVER;
         let task = self.ledger.task(slot);
         if let State::Ended(_) = task.state {
             return self.forget(slot, out);
@@ -469,7 +522,7 @@ impl Scheduler {
             let message = format!("ran for {ran} ms; its run timeout is {limit} ms");
             self.stop_running(slot, message.clone(), out);
             self.fail(slot, TaskError::new(TaskError::RUN_TIMEOUT, message), None, 0, out);
-        } else if self.lives[slot].pool.is_none() {
+        } else if self.lives[slot].pool().is_none() {
             // Restored, and its worker has not come back in time.
             let message = "its worker did not come back after the server's restart";
             self.fail(slot, TaskError::new(TaskError::WORKER_LOST, message), None, 0, out);
@@ -491,8 +544,8 @@ impl Scheduler {
             if let State::Leased { lease, .. } = self.ledger.task(slot).state {
                 self.orphans.insert(lease, slot);
             }
-            let at = grace.min(self.lives[slot].due);
-            self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, at);
+            let at = grace.min(self.deadlines.at(Due::Task(slot)));
+            self.deadlines.set(Due::Task(slot), at);
         }
     }
 
@@ -509,7 +562,7 @@ impl Scheduler {
             State::Ended(_) => {
                 let state = self.ledger.task(slot).state.name().as_str();
                 let message = format!("task {id} has ended already: {state}");
-                let gated = self.ledger.task(slot).is_durable();
+                let gated = self.is_unstored(slot);
                 let error = Error::new(Reason::TaskEnded, message);
                 return out.tell(gated, EffectKind::Reply(waiter, Reply::Refused(error)));
             }
@@ -531,7 +584,7 @@ impl Scheduler {
         let task = self.ledger.task(slot);
         if task.state.outcome().is_none() {
             let message = format!("task {id} has not ended: it is {}", task.state.name().as_str());
-            let (gated, error) = (task.is_durable(), Error::new(Reason::TaskNotEnded, message));
+            let (gated, error) = (self.is_unstored(slot), Error::new(Reason::TaskNotEnded, message));
             return out.tell(gated, EffectKind::Reply(waiter, Reply::Refused(error)));
         }
         if self.stopping {
@@ -548,7 +601,7 @@ impl Scheduler {
     pub(super) fn run_again(&mut self, slot: Slot, out: &mut Output) {
         self.leave_answered(slot);
         self.leave_dead(slot);
-        self.deadlines.set(Due::Task(slot), &mut self.lives[slot].due, Timestamp::NEVER);
+        self.deadlines.set(Due::Task(slot), Timestamp::NEVER);
         // Whoever called first has had the answer; this life belongs to nobody's connection.
         self.lives[slot].of_caller = false;
         // Attempts count from 1 again: chunks of the earlier life would be taken for chunks of this one.
@@ -560,8 +613,7 @@ impl Scheduler {
 
     fn reply_task(&mut self, slot: Slot, waiter: Waiter, out: &mut Output) {
         let view = self.view(slot);
-        let gated = self.ledger.task(slot).is_durable();
-        out.tell(gated, EffectKind::Reply(waiter, Reply::Task(Box::new(view))));
+        out.tell(self.is_unstored(slot), EffectKind::Reply(waiter, Reply::Task(Box::new(view))));
     }
 }
 

@@ -19,8 +19,11 @@ pub struct Limits {
     pub wait_ms: u64,
     /// Tasks known at once, ended ones included. At the limit: `server_full`.
     pub tasks: usize,
-    /// Payloads and outcomes of all tasks together. At the limit: `server_full`.
+    /// Payloads and outcomes held in memory, of all tasks together. At the limit: `server_full`.
     pub total_bytes: usize,
+    /// Payloads of durable tasks held in memory. Those of tasks that wait beyond it lie in the store only, and are
+    /// read back when a worker gets the task; nothing is refused. After a restart all of them do.
+    pub resident_payload_bytes: usize,
     /// Tasks that wait for workers in one queue. At the limit: `queue_full`.
     pub queue_tasks: usize,
     /// Distinct queues (method and target). At the limit: `server_full`.
@@ -168,6 +171,7 @@ impl Default for Limits {
             wait_ms: 300_000,
             tasks: 2_000_000,
             total_bytes: 2 << 30,
+            resident_payload_bytes: 32 << 20,
             queue_tasks: 1_000_000,
             queues: 100_000,
             submit_tasks: 10_000,

@@ -10,16 +10,16 @@ use super::ledger::Slot;
 use crate::clock::Timestamp;
 use crate::task::{Chunk, Progress};
 
-/// "No slot": the ends of lists.
+/// "No slot": the ends of lists; "no pool".
 const NONE: u32 = u32::MAX;
 
 /// Volatile facts of the task in the same slot of the ledger.
 #[derive(Debug)]
 pub(crate) struct Live {
     /// Its queue.
-    pub(crate) route: usize,
-    /// The pool that holds it.
-    pub(crate) pool: Option<usize>,
+    route: u32,
+    /// The pool that holds it; `NONE` when there is none.
+    pool: u32,
     /// The handler has begun.
     pub(crate) started: bool,
     /// It has been asked back.
@@ -32,16 +32,81 @@ pub(crate) struct Live {
     pub(crate) ready_since: Timestamp,
     /// Its number among all that became ready: the order of a line. Many become ready in one millisecond.
     pub(crate) place: u64,
-    /// Its entry in the deadlines.
-    pub(crate) due: Timestamp,
+    /// How many rows had been handed out with its last change, if that was stored at all: once as many are
+    /// stored, everything about the task is.
+    pub(crate) written: u64,
     /// Who gets the outcome.
-    pub(crate) waiters: Vec<Waiter>,
+    pub(crate) waiters: Waiters,
     /// What handler and watchers say to each other; most tasks have neither.
     pub(crate) talk: Option<Box<Talk>>,
     /// Place in a queue, or among the answered.
     line: Link,
     /// Place among all tasks, by age.
     age: Link,
+}
+
+/// Who waits for a task: nearly always nobody or one.
+#[derive(Debug, Default)]
+pub(crate) enum Waiters {
+    #[default]
+    None,
+    // Taken apart, so that the whole takes the room of one.
+    One {
+        conn: ConnId,
+        tag: u64,
+    },
+    #[allow(clippy::box_collection, reason = "a third of a Vec's size")]
+    Many(Box<Vec<Waiter>>),
+}
+
+impl Waiters {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::One { .. } => 1,
+            Self::Many(waiters) => waiters.len(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn push(&mut self, waiter: Waiter) {
+        match self {
+            Self::None => *self = Self::One { conn: waiter.conn, tag: waiter.tag },
+            Self::One { conn, tag } => {
+                *self = Self::Many(Box::new(vec![Waiter { conn: *conn, tag: *tag }, waiter]));
+            }
+            Self::Many(waiters) => waiters.push(waiter),
+        }
+    }
+
+    /// Whether it was there.
+    pub(crate) fn remove(&mut self, waiter: Waiter) -> bool {
+        match self {
+            Self::One { conn, tag } if (Waiter { conn: *conn, tag: *tag }) == waiter => {
+                *self = Self::None;
+                true
+            }
+            Self::None | Self::One { .. } => false,
+            Self::Many(waiters) => {
+                let before = waiters.len();
+                waiters.retain(|other| *other != waiter);
+                waiters.len() < before
+            }
+        }
+    }
+
+    /// All of them, in the order in which they came; none are left.
+    pub(crate) fn take(&mut self) -> impl Iterator<Item = Waiter> + use<> {
+        let (one, many) = match std::mem::take(self) {
+            Self::None => (None, Vec::new()),
+            Self::One { conn, tag } => (Some(Waiter { conn, tag }), Vec::new()),
+            Self::Many(waiters) => (None, *waiters),
+        };
+        one.into_iter().chain(many)
+    }
 }
 
 /// Words of a running handler, and who listens.
@@ -66,20 +131,36 @@ const UNLINKED: Link = Link { prev: NONE, next: NONE };
 impl Live {
     pub(crate) fn new(route: usize, of_caller: bool, now: Timestamp) -> Self {
         Self {
-            route,
-            pool: None,
+            route: route as u32,
+            pool: NONE,
             started: false,
             recalled: false,
             of_caller,
             answered: false,
             ready_since: now,
             place: 0,
-            due: Timestamp::NEVER,
-            waiters: Vec::new(),
+            written: 0,
+            waiters: Waiters::None,
             talk: None,
             line: UNLINKED,
             age: UNLINKED,
         }
+    }
+
+    pub(crate) const fn route(&self) -> usize {
+        self.route as usize
+    }
+
+    pub(crate) fn set_route(&mut self, route: usize) {
+        self.route = route as u32;
+    }
+
+    pub(crate) fn pool(&self) -> Option<usize> {
+        (self.pool != NONE).then_some(self.pool as usize)
+    }
+
+    pub(crate) fn set_pool(&mut self, pool: Option<usize>) {
+        self.pool = pool.map_or(NONE, |pool| pool as u32);
     }
 
     pub(crate) fn talk(&mut self) -> &mut Talk {
@@ -185,3 +266,6 @@ impl List {
 fn as_slot(raw: u32) -> Option<Slot> {
     (raw != NONE).then_some(raw as Slot)
 }
+
+// See the end of `task.rs`.
+const _: () = assert!(size_of::<Live>() <= 80);

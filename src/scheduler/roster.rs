@@ -41,8 +41,6 @@ pub(crate) struct Session {
     pub(crate) seen_at: Timestamp,
     /// The `seen_at` for which its silence was given more time.
     pub(crate) doubted: Option<Timestamp>,
-    /// Its entry in the deadlines.
-    pub(crate) due: Timestamp,
     pub(crate) pools: Vec<usize>,
     /// Leases it holds.
     pub(crate) leases: HashMap<u64, Slot, FixedState>,
@@ -52,6 +50,9 @@ pub(crate) struct Session {
     /// Highest result number accepted, and acknowledged.
     pub(crate) result_seq: u64,
     pub(crate) result_acked: u64,
+    /// How many rows had been handed out with the last result that was stored: once as many are stored, all
+    /// its results are.
+    pub(crate) result_written: u64,
     /// Assignments and endings so far: tells whether two beats saw the same set.
     pub(crate) changes: u64,
     /// Its beats have said how many leases it holds.

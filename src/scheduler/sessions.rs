@@ -104,13 +104,13 @@ impl Scheduler {
             joined_at: self.now,
             seen_at: self.now,
             doubted: None,
-            due: Timestamp::NEVER,
             pools: Vec::new(),
             leases: HashMap::default(),
             digest: 0,
             finished: 0,
             result_seq: 0,
             result_acked: 0,
+            result_written: 0,
             changes: 0,
             counts_leases: false,
             disagreed_at: None,
@@ -192,7 +192,7 @@ impl Scheduler {
         self.roster.pools[pool].in_flight += 1;
         self.roster.reposition(pool);
         let live = &mut self.lives[slot];
-        live.pool = Some(pool);
+        live.set_pool(Some(pool));
         live.started = true;
         self.reschedule(slot);
         true
@@ -374,7 +374,7 @@ impl Scheduler {
             return;
         }
         session.result_seq = session.result_seq.max(seq);
-        let acked = session.result_acked;
+        let (acked, before) = (session.result_acked, self.ledger.written());
         if let Some(slot) = self.held(key, conn, lease, out) {
             self.roster.sessions[key].finished += 1;
             match end {
@@ -397,6 +397,11 @@ impl Scheduler {
                 }
             }
         }
+        let written = self.ledger.written();
+        let session = &mut self.roster.sessions[key];
+        if written > before {
+            session.result_written = written;
+        }
         if seq.saturating_sub(acked) >= RESULTS_UNACKED {
             self.acknowledge(key, conn, out);
         }
@@ -407,8 +412,21 @@ impl Scheduler {
         let session = &mut self.roster.sessions[key];
         if session.result_acked < session.result_seq {
             session.result_acked = session.result_seq;
-            out.tell(true, EffectKind::Tell(conn, Tell::DurableSeq(session.result_seq)));
+            let seq = session.result_seq;
+            let gated = self.results_are_unstored(key);
+            out.tell(gated, EffectKind::Tell(conn, Tell::DurableSeq(seq)));
         }
+    }
+
+    /// Whether an acknowledgement of the session's results has to wait for the store. One that waits makes the
+    /// next wait too: it must not be overtaken.
+    fn results_are_unstored(&mut self, key: usize) -> bool {
+        let session = &mut self.roster.sessions[key];
+        let unstored = session.result_written > self.stored;
+        if unstored {
+            session.result_written = self.ledger.written();
+        }
+        unstored
     }
 
     fn credit(&mut self, key: usize, name: &str, total: u64, out: &mut Output) -> Result<()> {
@@ -498,14 +516,13 @@ impl Scheduler {
         if self.roster.sessions[key].leases.is_empty() {
             return self.end_session(key, None, "", out);
         }
-        let session = &mut self.roster.sessions[key];
-        let until = self.now + self.limits.resume_ms;
-        self.deadlines.set(Due::Session(key), &mut session.due, until);
+        self.deadlines.set(Due::Session(key), self.now + self.limits.resume_ms);
     }
 
-    pub(super) fn session_due(&mut self, key: usize, out: &mut Output) {
-        let session = &mut self.roster.sessions[key];
-        let late = self.now.since(std::mem::replace(&mut session.due, Timestamp::NEVER));
+    /// `due`: when it was to be looked at.
+    pub(super) fn session_due(&mut self, key: usize, due: Timestamp, out: &mut Output) {
+        let session = &self.roster.sessions[key];
+        let late = self.now.since(due);
         let silent = self.now.since(session.seen_at);
         if session.conn.is_some() && silent < self.limits.lease_ms {
             return self.watch_silence(key);
@@ -535,15 +552,14 @@ impl Scheduler {
             return false;
         }
         session.doubted = Some(session.seen_at);
-        self.deadlines.set(Due::Session(key), &mut session.due, self.hearing_until);
+        self.deadlines.set(Due::Session(key), self.hearing_until);
         true
     }
 
     /// The deadline is not moved with every frame: when it comes, it looks when the worker was last heard.
     fn watch_silence(&mut self, key: usize) {
-        let session = &mut self.roster.sessions[key];
-        let at = session.seen_at + self.limits.lease_ms;
-        self.deadlines.set(Due::Session(key), &mut session.due, at);
+        let at = self.roster.sessions[key].seen_at + self.limits.lease_ms;
+        self.deadlines.set(Due::Session(key), at);
     }
 
     /// The session is over: its leases are lost, its stream is closed, it is forgotten.
@@ -551,13 +567,14 @@ impl Scheduler {
         let mut routes = self.deactivate(key);
         if let Some(conn) = self.roster.sessions[key].conn.take() {
             self.acknowledge(key, conn, out);
-            out.tell(true, EffectKind::Close(conn, error));
+            // Not before the acknowledgement.
+            let gated = self.results_are_unstored(key);
+            out.tell(gated, EffectKind::Close(conn, error));
         }
         for (_, slot) in self.leases_of(key).into_iter().rev() {
             routes.extend(self.lose(slot, why, out));
         }
-        let session = &mut self.roster.sessions[key];
-        self.deadlines.set(Due::Session(key), &mut session.due, Timestamp::NEVER);
+        self.deadlines.set(Due::Session(key), Timestamp::NEVER);
         let mut touched = self.roster.remove_pools(key);
         touched.extend(routes);
         let worker_id = Arc::clone(&self.roster.sessions[key].worker_id);

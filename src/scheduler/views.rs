@@ -9,7 +9,8 @@ use super::effect::{
 };
 use super::ledger::Slot;
 use super::{Output, Scheduler};
-use crate::task::{State, TaskId};
+use crate::error::{Error, Reason, Result};
+use crate::task::{Body, State, TaskId};
 
 /// Tasks looked at for one page; a page may end early so that no request looks at a million.
 const EXAMINED_PER_PAGE: usize = 20_000;
@@ -22,8 +23,9 @@ impl Scheduler {
         TaskView {
             id: task.id,
             method: task.method.clone(),
-            payload: task.payload.clone(),
+            payload: None,
             options: task.options.clone(),
+            idempotency_key: task.idempotency_key().to_owned(),
             state: task.state.clone(),
             attempt: task.attempt,
             attempts: task.attempts.clone(),
@@ -33,17 +35,49 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn get(&mut self, id: TaskId, take: bool, waiter: Waiter, out: &mut Output) {
-        match self.slot_of(id) {
-            Ok(slot) => {
-                let view = self.view(slot);
-                let gated = self.ledger.task(slot).is_durable();
-                if take && view.state.outcome().is_some() {
-                    self.forget(slot, out);
-                }
-                out.tell(gated, EffectKind::Reply(waiter, Reply::Task(Box::new(view))));
+    pub(super) fn get(
+        &mut self,
+        id: TaskId,
+        take: bool,
+        with_payload: bool,
+        waiter: Waiter,
+        out: &mut Output,
+    ) {
+        let slot = match self.slot_of(id).and_then(|slot| self.check_stored(slot).map(|()| slot)) {
+            Ok(slot) => slot,
+            Err(error) => return out.refuse(waiter, error),
+        };
+        let mut view = Box::new(self.view(slot));
+        let task = self.ledger.task(slot);
+        let (body, take) = (task.body.clone(), take && task.state.outcome().is_some());
+        if take && let Err(error) = self.check_store(task.is_durable()) {
+            return out.refuse(waiter, error);
+        }
+        let gated = self.is_unstored(slot) || (take && task.is_durable());
+        if take {
+            self.forget(slot, out);
+        }
+        let reply = match body {
+            Body::Stored(_) if with_payload => EffectKind::ReplyStored(waiter, view),
+            Body::Held(payload) => {
+                view.payload = with_payload.then_some(payload);
+                EffectKind::Reply(waiter, Reply::Task(view))
             }
-            Err(error) => out.refuse(waiter, error),
+            Body::Stored(_) => EffectKind::Reply(waiter, Reply::Task(view)),
+        };
+        out.tell(gated, reply);
+    }
+
+    /// While the store has no room, what has changed since cannot be said: it is not stored. What has not
+    /// changed can.
+    pub(super) fn check_stored(&self, slot: Slot) -> Result<()> {
+        match &self.store_full {
+            Some(reason) if self.is_unstored(slot) => {
+                let id = self.ledger.task(slot).id;
+                let message = format!("task {id} has changed, and the change is not stored yet: {reason}");
+                Err(Error::new(Reason::StoreUnavailable, message))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -63,10 +97,12 @@ impl Scheduler {
                 None => self.older_than(id),
             },
         };
-        let (mut tasks, mut examined, mut next) = (Vec::new(), 0, None);
+        let (mut tasks, mut examined, mut next, mut gated) = (Vec::new(), 0, None, false);
         while let Some(slot) = at {
             let task = self.ledger.task(slot);
-            if filter.matches(task) {
+            // While the store has no room, what it does not have is left out: nobody would get any answer.
+            if filter.matches(task) && self.check_stored(slot).is_ok() {
+                gated |= self.is_unstored(slot);
                 tasks.push(self.view(slot));
             }
             examined += 1;
@@ -76,8 +112,7 @@ impl Scheduler {
                 break;
             }
         }
-        // Any of them may be durable: gated is always safe.
-        out.tell(true, EffectKind::Reply(waiter, Reply::Tasks(tasks, next)));
+        out.tell(gated, EffectKind::Reply(waiter, Reply::Tasks(tasks, next)));
     }
 
     fn older_than(&self, id: TaskId) -> Option<Slot> {
@@ -94,9 +129,12 @@ impl Scheduler {
     pub(super) fn explain(&mut self, id: TaskId, waiter: Waiter, out: &mut Output) {
         match self.slot_of(id) {
             Ok(slot) => {
+                if let Err(error) = self.check_stored(slot) {
+                    return out.refuse(waiter, error);
+                }
                 let (summary, details) = self.reasons(slot);
                 let explanation = Explanation { task: self.view(slot), summary, details };
-                let gated = self.ledger.task(slot).is_durable();
+                let gated = self.is_unstored(slot);
                 out.tell(gated, EffectKind::Reply(waiter, Reply::Explained(Box::new(explanation))));
             }
             Err(error) => out.refuse(waiter, error),
@@ -137,7 +175,7 @@ impl Scheduler {
                 (summary, details)
             }
             State::Leased { lease, worker_id } => {
-                let stage = match (live.pool, live.started) {
+                let stage = match (live.pool(), live.started) {
                     (None, _) => "the server was restarted and waits for the worker to come back",
                     (Some(pool), _)
                         if self.roster.sessions[self.roster.pools[pool].session].conn.is_none() =>
@@ -157,7 +195,7 @@ impl Scheduler {
     }
 
     fn reasons_to_wait(&self, slot: Slot, ms_since: u64) -> (String, Vec<String>) {
-        let (task, route_key) = (self.ledger.task(slot), self.lives[slot].route);
+        let (task, route_key) = (self.ledger.task(slot), self.lives[slot].route());
         let route = &self.roster.routes[route_key];
         let serving = self.roster.live_pools_of(&task.method);
         let mut details = Vec::new();

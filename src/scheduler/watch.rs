@@ -31,9 +31,9 @@ pub(crate) struct Watchers {
 struct Watcher {
     ids: BTreeSet<TaskId>,
     filter: Filter,
-    /// It may be told of durable tasks. Then all its events wait for the store, or those of ephemeral tasks
-    /// would overtake the others and its cursor would skip them.
-    gated: bool,
+    /// How many rows had been handed out with the last event that had to wait for the store: until as many are
+    /// stored, every event waits, or it would overtake that one and the cursor would skip it.
+    written: u64,
 }
 
 /// The cursor of events after which nobody can go on: the first look was not complete.
@@ -103,21 +103,21 @@ impl Scheduler {
     }
 
     fn watch_tasks(&mut self, slots: &BTreeMap<TaskId, Slot>, seen: u64, conn: ConnId, out: &mut Output) {
-        let gated = slots.values().any(|slot| self.ledger.task(*slot).is_durable());
-        let watcher = Watcher { ids: slots.keys().copied().collect(), filter: Filter::default(), gated };
+        let watcher = Watcher { ids: slots.keys().copied().collect(), filter: Filter::default(), written: 0 };
         self.watchers.by_conn.insert(conn, watcher);
         // In the order in which they came, each with its own place: whoever is cut off on the way goes on
         // from there and misses none.
-        let mut missed: Vec<(u64, TaskId, Chunk)> = Vec::new();
+        let mut missed: Vec<(u64, u64, TaskId, Chunk)> = Vec::new();
         for (id, slot) in slots {
+            let written = self.lives[*slot].written;
             let talk = self.lives[*slot].talk();
             talk.watchers.push(conn);
             let chunks = talk.chunks.iter().filter(|(seq, _)| *seq > seen);
-            missed.extend(chunks.map(|(seq, chunk)| (*seq, *id, chunk.clone())));
+            missed.extend(chunks.map(|(seq, chunk)| (*seq, written, *id, chunk.clone())));
         }
         missed.sort_unstable_by_key(|(seq, ..)| *seq);
-        for (seq, id, chunk) in missed {
-            self.tell_watcher(conn, seq, EventKind::Chunk(id, chunk), out);
+        for (seq, written, id, chunk) in missed {
+            self.tell_watcher(conn, seq, written, EventKind::Chunk(id, chunk), out);
         }
         for slot in slots.values() {
             self.show(conn, *slot, out);
@@ -160,11 +160,11 @@ impl Scheduler {
         };
         let matching: Vec<(u64, Slot)> =
             slots.into_iter().filter(|(_, slot)| filter.matches(self.ledger.task(*slot))).collect();
-        self.watchers.by_conn.insert(conn, Watcher { ids: BTreeSet::new(), filter, gated: true });
+        self.watchers.by_conn.insert(conn, Watcher { ids: BTreeSet::new(), filter, written: 0 });
         self.watchers.filters.insert(conn);
         for (seq, slot) in matching {
             let view = self.view(slot);
-            self.tell_watcher(conn, seq, EventKind::Task(view), out);
+            self.tell_watcher(conn, seq, self.lives[slot].written, EventKind::Task(view), out);
         }
     }
 
@@ -196,7 +196,7 @@ impl Scheduler {
             }
             for conn in self.filter_watchers(slot) {
                 let view = self.view(slot);
-                self.tell_watcher(conn, seq, EventKind::Task(view), out);
+                self.tell_watcher(conn, seq, self.lives[slot].written, EventKind::Task(view), out);
             }
         }
         for conn in self.followers(slot) {
@@ -208,7 +208,8 @@ impl Scheduler {
         self.watchers.seq += 1;
         let id = self.ledger.task(slot).id;
         for conn in self.audience(slot) {
-            self.tell_watcher(conn, self.watchers.seq, EventKind::Progress(id, progress.clone()), out);
+            let (seq, written) = (self.watchers.seq, self.lives[slot].written);
+            self.tell_watcher(conn, seq, written, EventKind::Progress(id, progress.clone()), out);
         }
     }
 
@@ -227,7 +228,8 @@ impl Scheduler {
             talk.chunk_bytes -= oldest.data.size();
         }
         for conn in self.audience(slot) {
-            self.tell_watcher(conn, self.watchers.seq, EventKind::Chunk(id, chunk.clone()), out);
+            let (seq, written) = (self.watchers.seq, self.lives[slot].written);
+            self.tell_watcher(conn, seq, written, EventKind::Chunk(id, chunk.clone()), out);
         }
     }
 
@@ -255,7 +257,7 @@ impl Scheduler {
     fn show(&mut self, conn: ConnId, slot: Slot, out: &mut Output) {
         let view = self.view(slot);
         let (id, ended) = (view.id, view.state.outcome().is_some());
-        self.tell_watcher(conn, self.watchers.seq, EventKind::Task(view), out);
+        self.tell_watcher(conn, self.watchers.seq, self.lives[slot].written, EventKind::Task(view), out);
         if !ended {
             return;
         }
@@ -265,15 +267,20 @@ impl Scheduler {
         let Some(watcher) = self.watchers.by_conn.get_mut(&conn) else { return };
         watcher.ids.remove(&id);
         if watcher.ids.is_empty() {
-            let gated = watcher.gated;
+            let gated = watcher.written > self.stored;
             self.watchers.by_conn.remove(&conn);
             out.tell(gated, EffectKind::Close(conn, None));
         }
     }
 
-    fn tell_watcher(&self, conn: ConnId, seq: u64, kind: EventKind, out: &mut Output) {
+    /// `written`: how many rows must be stored before it may be told.
+    fn tell_watcher(&mut self, conn: ConnId, seq: u64, written: u64, kind: EventKind, out: &mut Output) {
         let cursor = Cursor { epoch: self.epoch, seq };
-        let gated = self.watchers.by_conn.get(&conn).is_some_and(|watcher| watcher.gated);
+        let Some(watcher) = self.watchers.by_conn.get_mut(&conn) else { return };
+        let gated = watcher.written.max(written) > self.stored;
+        if gated {
+            watcher.written = self.ledger.written();
+        }
         out.tell(gated, EffectKind::Event(conn, Box::new(Event { cursor, kind })));
     }
 }

@@ -13,6 +13,7 @@ mod idempotency;
 mod leases;
 mod limits;
 mod pauses;
+mod payloads;
 mod restore;
 mod retention;
 mod retries;

@@ -67,12 +67,12 @@ pub(super) async fn call(
     body: Body,
 ) -> Result<Response, Problem> {
     let wait = params.wait(edge.handle.limits())?;
-    let options = options(&mut params, &headers)?;
+    let (options, idempotency_key) = options(&mut params, &headers)?;
     params.finish()?;
     let body = read_body(&headers, body, edge.handle.limits().payload_bytes).await?;
     let payload = of_body(&headers, body)?;
     let id = TaskId::generate();
-    let task = NewTask { id, method: method.0, payload, options, only_if_served: false };
+    let task = NewTask { id, method: method.0, payload, options, idempotency_key, only_if_served: false };
     match wait {
         None => edge.handle.call(task).await.map(|(id, outcome)| ended(id, &outcome))?,
         Some(wait) => call_with_wait(&edge.handle, task, wait).await,
@@ -81,8 +81,8 @@ pub(super) async fn call(
 
 async fn call_with_wait(handle: &Handle, task: NewTask, wait: Duration) -> Result<Response, Problem> {
     // Nobody else can come to share a task without a key.
-    let may_cancel = task.options.idempotency_key.is_empty()
-        && task.options.durability == crewcall::task::Durability::Ephemeral;
+    let may_cancel =
+        task.idempotency_key.is_empty() && task.options.durability == crewcall::task::Durability::Ephemeral;
     let accepted = handle.submit(vec![task]).await?.pop();
     let accepted = accepted.unwrap_or_else(|| Err(Error::new(Reason::Internal, "internal error")))?;
     let mut hang_up = HangUp { handle, id: accepted.id, armed: may_cancel };

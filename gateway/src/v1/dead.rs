@@ -130,7 +130,9 @@ pub(super) async fn list(State(edge): State<Arc<Edge>>, mut params: Params) -> R
 fn moment(params: &mut Params, name: &'static str) -> Result<Option<Timestamp>> {
     let Some(text) = params.one(name)? else { return Ok(None) };
     let parsed = text.parse().map(Timestamp);
-    parsed.map(Some).map_err(|_| Error::invalid(name, format_args!("{text:?} is not milliseconds since 1970")))
+    parsed
+        .map(Some)
+        .map_err(|_| Error::invalid(name, format_args!("{text:?} is not milliseconds since 1970")))
 }
 
 /// Runs dead letters again, from attempt 1.
@@ -177,10 +179,16 @@ pub(super) async fn discard(
     change(&edge, DeadChange::Discard, &headers, body).await
 }
 
-async fn change(edge: &Edge, change: DeadChange, headers: &HeaderMap, body: Body) -> Result<Response, Problem> {
+async fn change(
+    edge: &Edge,
+    change: DeadChange,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     let body = read_body(headers, body, edge.handle.limits().document_bytes()).await?;
-    let Object(given): Object<DeadSelectionDto> = serde_json::from_slice(&body)
-        .map_err(|problem| Problem::invalid_json(format!("the body says not which dead letters: {problem}")))?;
+    let Object(given): Object<DeadSelectionDto> = serde_json::from_slice(&body).map_err(|problem| {
+        Problem::invalid_json(format!("the body says not which dead letters: {problem}"))
+    })?;
     let selection = DeadSelection::new(
         edge.handle.limits(),
         &given.task_ids,

@@ -151,12 +151,12 @@ pub(super) enum DurabilityDto {
 }
 
 impl TaskOptionsDto {
-    /// The options in full. The shared default is returned when nothing is set, which the scheduler need
+    /// The options in full, and the idempotency key. The shared default is returned when nothing is set, which the scheduler need
     /// not check.
     ///
     /// # Errors
     /// `invalid_field` for what cannot be said in the words of the core; the scheduler checks the rest.
-    pub(super) fn fill_in(self, verb: Verb) -> Result<Arc<TaskOptions>> {
+    pub(super) fn fill_in(self, verb: Verb) -> Result<(Arc<TaskOptions>, String)> {
         let default = match verb {
             Verb::Call => TaskOptions::shared_call(),
             Verb::Submit => TaskOptions::shared_submit(),
@@ -186,7 +186,6 @@ impl TaskOptionsDto {
                 initial_backoff_ms: or(retry.initial_backoff_ms, default.retry.initial_backoff_ms),
                 max_backoff_ms: or(retry.max_backoff_ms, default.retry.max_backoff_ms),
             },
-            idempotency_key: self.idempotency_key,
             durability: match self.durability {
                 Some(DurabilityDto::Ephemeral) => Durability::Ephemeral,
                 Some(DurabilityDto::Durable) => Durability::Durable,
@@ -195,7 +194,8 @@ impl TaskOptionsDto {
             retention_ms: (self.retention_ms > 0).then_some(self.retention_ms),
             metadata: self.metadata,
         };
-        Ok(if options == *default { default } else { Arc::new(options) })
+        let options = if options == *default { default } else { Arc::new(options) };
+        Ok((options, self.idempotency_key))
     }
 }
 
@@ -298,16 +298,16 @@ impl<'a> TaskDto<'a> {
             created_at_unix_ms: view.created_at.0,
             changed_at_unix_ms: view.changed_at.0,
             run_at_unix_ms: run_at,
-            options: options_out(&view.options),
+            options: options_out(&view.options, &view.idempotency_key),
             progress: view.progress.as_ref().map(ProgressDto::new),
             outcome: view.state.outcome().map(OutcomeDto::new),
-            payload: shown.payload.then_some(Embedded(&view.payload)),
+            payload: view.payload.as_ref().filter(|_| shown.payload).map(Embedded),
             attempts: shown.attempts.then(|| view.attempts.iter().map(AttemptDto::new).collect()),
         }
     }
 }
 
-fn options_out(options: &TaskOptions) -> TaskOptionsDto {
+fn options_out(options: &TaskOptions, idempotency_key: &str) -> TaskOptionsDto {
     TaskOptionsDto {
         target: TargetDto {
             version: options.target.version.clone(),
@@ -324,7 +324,7 @@ fn options_out(options: &TaskOptions) -> TaskOptionsDto {
             initial_backoff_ms: options.retry.initial_backoff_ms,
             max_backoff_ms: options.retry.max_backoff_ms,
         },
-        idempotency_key: options.idempotency_key.clone(),
+        idempotency_key: idempotency_key.to_owned(),
         durability: Some(match options.durability {
             Durability::Ephemeral => DurabilityDto::Ephemeral,
             Durability::Durable => DurabilityDto::Durable,

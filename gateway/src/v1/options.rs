@@ -27,11 +27,11 @@ use super::params::{Params, duration};
 const PREFIX: &str = "crewcall-";
 const TRACE_CONTEXT: [&str; 2] = ["traceparent", "tracestate"];
 
-/// Takes the options out of the query and the headers.
+/// Takes the options and the idempotency key out of the query and the headers.
 ///
 /// # Errors
 /// `invalid_field`, naming the parameter: unknown, repeated, given in both places, or unreadable.
-pub(super) fn options(params: &mut Params, headers: &HeaderMap) -> Result<Arc<TaskOptions>> {
+pub(super) fn options(params: &mut Params, headers: &HeaderMap) -> Result<(Arc<TaskOptions>, String)> {
     let mut given = Given { params, headers, known: Vec::new() };
     let mut options = TaskOptionsDto {
         priority: given.number("priority")?,
@@ -189,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    fn read(query: &str, lines: &[(&'static str, &str)]) -> Result<TaskOptions> {
+    fn read(query: &str, lines: &[(&'static str, &str)]) -> Result<(Arc<TaskOptions>, String)> {
         let mut request = axum::http::Request::get(format!("/?{query}"));
         for (name, value) in lines {
             request = request.header(*name, *value);
@@ -200,7 +200,7 @@ mod tests {
             .unwrap();
         let read = options(&mut params, &parts.headers)?;
         params.finish()?;
-        Ok((*read).clone())
+        Ok(read)
     }
 
     #[test]
@@ -211,7 +211,7 @@ mod tests {
         ))
         .unwrap()
         .unwrap();
-        let options = options(&mut params, &HeaderMap::new()).unwrap();
+        let (options, _) = options(&mut params, &HeaderMap::new()).unwrap();
         assert!(Arc::ptr_eq(&options, &TaskOptions::shared_call()));
     }
 
@@ -247,6 +247,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!(by_query, by_header);
+        let (by_query, key) = by_query;
+        assert_eq!(key, "key");
         assert_eq!((by_query.deadline_ms, by_query.queue_timeout_ms), (60_000, 500));
         assert_eq!(by_query.run_at, Some(Timestamp(1_700_000_000_000)));
         assert_eq!(by_query.durability, Durability::Durable);
@@ -255,7 +257,7 @@ mod tests {
 
     #[test]
     fn trace_context_goes_along() {
-        let options = read("", &[("traceparent", "00-0-0-01"), ("tracestate", "a=b")]).unwrap();
+        let (options, _) = read("", &[("traceparent", "00-0-0-01"), ("tracestate", "a=b")]).unwrap();
         assert_eq!(options.metadata.get("traceparent").map(String::as_str), Some("00-0-0-01"));
         assert_eq!(options.metadata.get("tracestate").map(String::as_str), Some("a=b"));
     }

@@ -97,15 +97,7 @@ impl RoomDto {
             max_store_bytes,
             store_full,
         } = room.clone();
-        Self {
-            max_tasks,
-            memory_bytes,
-            max_memory_bytes,
-            max_dead,
-            store_bytes,
-            max_store_bytes,
-            store_full,
-        }
+        Self { max_tasks, memory_bytes, max_memory_bytes, max_dead, store_bytes, max_store_bytes, store_full }
     }
 }
 

@@ -137,11 +137,13 @@ fn document<'a, T: serde::Deserialize<'a>>(body: &'a Bytes) -> Result<T, Problem
 fn new_task(raw: &RawValue, body: &Bytes) -> Result<NewTask, Error> {
     let Object(task): Object<NewTaskDto<'_>> =
         serde_json::from_str(raw.get()).map_err(|problem| Error::invalid("task", problem))?;
+    let (options, idempotency_key) = task.options.unwrap_or_default().fill_in(Verb::Submit)?;
     Ok(NewTask {
         id: TaskId::generate(),
         method: task.method,
         payload: embedded(task.payload, body, "payload")?,
-        options: task.options.unwrap_or_default().fill_in(Verb::Submit)?,
+        options,
+        idempotency_key,
         only_if_served: false,
     })
 }
@@ -172,7 +174,10 @@ pub(super) async fn get(
     if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
         edge.handle.wait(id, wait).await?;
     }
-    let view = edge.handle.get(id).await?;
+    let view = match payload {
+        true => edge.handle.get_with_payload(id).await?,
+        false => edge.handle.get(id).await?,
+    };
     Ok(task_answer(&view, Shown { payload, attempts: true }))
 }
 

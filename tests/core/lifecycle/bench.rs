@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crewcall::clock::Timestamp;
-use crewcall::row::{Row, RowChange};
+use crewcall::row::{Row, RowChange, RowKey};
 use crewcall::scheduler::{
     AttemptEnd, AttemptResult, Command, ConnId, Cursor, DeadPlace, EffectKind, EventKind, Filter, Frame,
     Hello, Limits, Output, PoolSpec, Reply, Scheduler, SessionId, TaskView, Tell, Update, Waiter,
@@ -18,6 +18,9 @@ pub(super) struct Bench {
     pub(super) scheduler: Scheduler,
     pub(super) now: u64,
     pub(super) limits: Limits,
+    /// The idempotency key of new tasks.
+    pub(super) key: String,
+    unstored: u64,
     tasks: u64,
     asked: u64,
     conns: BTreeMap<ConnId, String>,
@@ -127,6 +130,8 @@ impl Bench {
             scheduler: Scheduler::new(limits.clone(), 7),
             now: START,
             limits,
+            key: String::new(),
+            unstored: 0,
             tasks: 0,
             asked: 0,
             conns: BTreeMap::new(),
@@ -143,6 +148,7 @@ impl Bench {
         let mut out = Output::default();
         self.scheduler.start(&mut out);
         self.take(&mut out).gives("");
+        self.stored();
     }
 
     /// The server crashes and comes back, everything stored.
@@ -153,6 +159,7 @@ impl Bench {
         self.scheduler = Scheduler::restore(self.limits.clone(), 8, Timestamp(self.now), rows);
         assert_eq!(self.scheduler.rows(), live, "restored and live");
         self.scheduler.audit().unwrap();
+        self.unstored = 0;
         self.start();
     }
 
@@ -168,7 +175,14 @@ impl Bench {
         self.tasks += 1;
         let payload = Payload::json("1");
         let options = Arc::new(options);
-        NewTask { id: t(self.tasks), method: method.into(), payload, options, only_if_served: false }
+        NewTask {
+            id: t(self.tasks),
+            method: method.into(),
+            payload,
+            options,
+            idempotency_key: self.key.clone(),
+            only_if_served: false,
+        }
     }
 
     pub(super) fn call(&mut self, method: &str) -> Seen {
@@ -212,7 +226,17 @@ impl Bench {
     }
 
     pub(super) fn get(&mut self, task: u64) -> Seen {
-        self.ask(|waiter| Command::Get { id: t(task), take: false, waiter })
+        self.ask(|waiter| Command::Get { id: t(task), take: false, with_payload: false, waiter })
+    }
+
+    pub(super) fn get_with_payload(&mut self, task: u64) -> Seen {
+        self.ask(|waiter| Command::Get { id: t(task), take: false, with_payload: true, waiter })
+    }
+
+    /// All rows handed out so far are stored.
+    pub(super) fn stored(&mut self) {
+        self.scheduler.stored(std::mem::take(&mut self.unstored));
+        self.scheduler.audit().unwrap();
     }
 
     pub(super) fn explain(&mut self, task: u64) -> Seen {
@@ -353,6 +377,7 @@ impl Bench {
     #[track_caller]
     fn take(&mut self, out: &mut Output) -> Seen {
         self.scheduler.audit().unwrap();
+        self.unstored += out.rows.len() as u64;
         for row in out.rows.drain(..) {
             match row {
                 RowChange::Put(key, data) => self.rows.insert(key, data),
@@ -381,6 +406,19 @@ impl Bench {
                     a.attempt,
                     a.lease
                 )
+            }
+            EffectKind::AssignStored { conn, assign, bytes } => {
+                let row = &self.rows[&RowKey::Payload(assign.id)];
+                let Row::Payload(_, payload) = Row::decode(RowKey::Payload(assign.id), row.clone()).unwrap()
+                else {
+                    panic!("{row:?} is no payload");
+                };
+                assert_eq!(payload.size() as u64, *bytes);
+                let (task, lease) = (name(assign.id), assign.lease);
+                format!("{} runs {task} attempt {} lease {lease} (read)", self.conns[conn], assign.attempt)
+            }
+            EffectKind::ReplyStored(_, view) => {
+                format!("[{} {}] (read)", name(view.id), state(view))
             }
             EffectKind::Tell(conn, tell) => format!("{} {}", self.conns[conn], told(tell)),
             EffectKind::Event(conn, event) => {

@@ -25,7 +25,7 @@ fn across_a_restart_the_same_process_stays_drained() {
     b.submit("add").gives("~accepted t1");
     // It leaves, and that is that.
     b.bye("w1").whatever();
-    assert_eq!(b.rows.len(), 2, "leases and the task");
+    assert_eq!(b.rows.len(), 3, "leases, the task and its payload");
     b.join(worker("w1 add")).whatever();
     b.credit("w1", 1).has("w1 runs t1");
 }

@@ -93,7 +93,7 @@ fn a_restart_keeps_it() {
     b.after(7).gives("");
     b.restart();
     b.crew(worker("w1 add"), 9);
-    b.get(1).gives("~[t1 ready]");
+    b.get(1).gives("[t1 ready]");
     b.explain(1).has(
         "Method \"add\" is paused; the task has waited 7 ms. (its method was paused 7 ms ago by ann: broken;",
     );

@@ -25,16 +25,16 @@ fn tasks_in_every_state_are_restored() {
     b.submit_with("add", |o| o.run_at = Some(Timestamp(START + 300))).whatever();
     b.call("mul").gives("");
     b.restart();
-    b.get(1).gives("~[t1 = ok]");
-    b.get(2).gives("~[t2 delayed]");
-    b.get(3).gives("~[t3 ready]");
-    b.get(4).gives("~[t4 leased]");
-    b.get(5).gives("~[t5 delayed]");
+    b.get(1).gives("[t1 = ok]");
+    b.get(2).gives("[t2 delayed]");
+    b.get(3).gives("[t3 ready]");
+    b.get(4).gives("[t4 leased]");
+    b.get(5).gives("[t5 delayed]");
     // Ephemeral tasks are gone.
     b.get(6).gives("refused: task_not_found");
     b.crew(worker("w2 add"), 9);
-    b.after(300).gives("w2 runs t5 attempt 1 lease 1048577");
-    b.after(100).gives("w2 runs t2 attempt 2 lease 1048578");
+    b.after(300).gives("w2 runs t5 attempt 1 lease 1048577 (read)");
+    b.after(100).gives("w2 runs t2 attempt 2 lease 1048578 (read)");
 }
 
 #[test]
@@ -71,7 +71,8 @@ fn lines_are_restored_in_order() {
     b.after(100).gives("");
     b.restart();
     b.join(worker("w1 add")).whatever();
-    b.credit("w1", 2).gives("w1 runs t2 attempt 1 lease 1048577; w1 runs t1 attempt 1 lease 1048578");
+    b.credit("w1", 2)
+        .gives("w1 runs t2 attempt 1 lease 1048577 (read); w1 runs t1 attempt 1 lease 1048578 (read)");
 }
 
 #[test]

@@ -53,7 +53,8 @@ fn the_oldest_answered_call_makes_room() {
 fn taken_once() {
     let mut b = Bench::new();
     b.call("add").gives("");
-    let take = |b: &mut Bench| b.ask(|waiter| Command::Get { id: t(1), take: true, waiter });
+    let take =
+        |b: &mut Bench| b.ask(|waiter| Command::Get { id: t(1), take: true, with_payload: false, waiter });
     take(&mut b).gives("[t1 ready]");
     b.cancel(1).whatever();
     take(&mut b).gives("[t1 cancelled (enough)]");

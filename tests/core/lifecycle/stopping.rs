@@ -16,7 +16,7 @@ fn a_draining_worker_finishes_and_gets_no_more() {
     b.credit("w1", 99).gives("");
     b.ask(|waiter| Command::Workers { waiter }).gives("w1 Draining");
     b.succeed("w1", 1).gives("t1 = ok");
-    b.bye("w1").gives("~w1 closed");
+    b.bye("w1").gives("w1 closed");
     b.drain("w1").gives("refused: worker_not_found");
 }
 

@@ -348,12 +348,14 @@ impl Pair {
     }
 
     fn store(&mut self, out: &mut Output) {
+        let count = out.rows.len() as u64;
         for row in out.rows.drain(..) {
             match row {
                 RowChange::Put(key, data) => self.rows.insert(key, data),
                 RowChange::Delete(key) => self.rows.remove(&key),
             };
         }
+        self.real.stored(count);
     }
 
     fn crash(&mut self) {
@@ -370,14 +372,17 @@ impl Pair {
 
     fn heard(&mut self, kind: EffectKind, chosen: &mut Chosen, said: &mut Vec<String>) {
         match kind {
-            EffectKind::Assign(conn, assign) => chosen.assigned.push_back(Assigned {
-                task: number(assign.id),
-                worker: self.conns[&conn],
-                conn,
-                lease: assign.lease,
-                attempt: assign.attempt,
-                version: assign.version.split('.').next().unwrap().parse().unwrap(),
-            }),
+            EffectKind::ReplyStored(..) => said.push("nobody asks for payloads".to_owned()),
+            EffectKind::Assign(conn, assign) | EffectKind::AssignStored { conn, assign, .. } => {
+                chosen.assigned.push_back(Assigned {
+                    task: number(assign.id),
+                    worker: self.conns[&conn],
+                    conn,
+                    lease: assign.lease,
+                    attempt: assign.attempt,
+                    version: assign.version.split('.').next().unwrap().parse().unwrap(),
+                })
+            }
             EffectKind::Reply(Waiter { conn: 0, tag }, reply) => {
                 said.push(format!("{tag}: {}", replied(&reply)))
             }
@@ -495,7 +500,6 @@ fn new_task(id: u64, spec: Spec, now: u64) -> NewTask {
             initial_backoff_ms: spec.backoff,
             max_backoff_ms: RetryPolicy::NONE.max_backoff_ms,
         },
-        idempotency_key: spec.key.map_or(String::new(), |(key, _)| format!("key{key}")),
         durability: if spec.durable { Durability::Durable } else { Durability::Ephemeral },
         retention_ms: spec.retention,
         ..TaskOptions::call()
@@ -506,6 +510,7 @@ fn new_task(id: u64, spec: Spec, now: u64) -> NewTask {
         method: METHODS[spec.method].to_owned(),
         payload: Payload::json(data),
         options: Arc::new(options),
+        idempotency_key: spec.key.map_or(String::new(), |(key, _)| format!("key{key}")),
         only_if_served: false,
     }
 }

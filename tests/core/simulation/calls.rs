@@ -62,7 +62,7 @@ impl Calls {
                 self.waiting.remove(&tag);
                 Command::Abandon { id, waiter: Waiter { conn: CALLER, tag }, cancel: rng.chance(20) }
             }
-            64..72 => Command::Get { id, take: rng.chance(10), waiter },
+            64..72 => Command::Get { id, take: rng.chance(10), with_payload: rng.chance(30), waiter },
             72..75 => Command::List { filter: filter(rng), after: Some(id), limit: 5, waiter },
             75..80 => Command::Cancel { id, reason: "enough".into(), waiter },
             80..83 => Command::Retry { id, waiter },
@@ -151,9 +151,10 @@ impl Calls {
             max_backoff_ms: 5_000,
         };
         options.retention_ms = rng.chance(10).then(|| rng.below(5_000) as u64);
+        let mut idempotency_key = String::new();
         let mut data = vec![b'x'; rng.below(31)];
         if rng.chance(15) {
-            options.idempotency_key = format!("key{}", rng.below(6));
+            idempotency_key = format!("key{}", rng.below(6));
             // Now and then another call under the same key.
             data = if rng.chance(90) { b"same".to_vec() } else { b"other".to_vec() };
         }
@@ -170,6 +171,7 @@ impl Calls {
             method: method.into(),
             payload: Payload::json(data),
             options: Arc::new(options),
+            idempotency_key,
             // Nobody serves it, so it would wait for ever.
             only_if_served: method == "unknown" || rng.chance(10),
         }

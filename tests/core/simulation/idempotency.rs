@@ -25,7 +25,7 @@ impl Invariant for Idempotency {
             _ => return,
         };
         for task in tasks.iter().filter(|task| task.options.durability == Durability::Durable) {
-            let key = task.options.idempotency_key.clone();
+            let key = task.idempotency_key.clone();
             if !key.is_empty() {
                 self.keys.insert(task.id, (task.method.clone(), key));
             }

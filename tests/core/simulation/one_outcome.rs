@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crewcall::clock::Timestamp;
-use crewcall::scheduler::{Command, DeadChange, Effect, EffectKind, EventKind, Reply};
+use crewcall::scheduler::{Command, DeadChange, Effect, EffectKind, EventKind, Reply, Scheduler};
 use crewcall::task::{Outcome, TaskId};
 
-use super::invariant::{Held, Invariant};
+use super::invariant::{Held, Invariant, Stored};
 
 /// An outcome on its way to somebody, with the life of the task that it belongs to.
 #[derive(Default)]
@@ -16,7 +16,7 @@ pub(super) struct OneOutcome {
     retrying: bool,
     /// Retries asked for, that is lives begun at most.
     lives: BTreeMap<TaskId, u32>,
-    /// Put out and not yet carried out; in order for each task.
+    /// Put out and not yet carried out.
     pending: BTreeMap<TaskId, VecDeque<(u32, Outcome)>>,
     known: BTreeMap<(TaskId, u32), Outcome>,
 }
@@ -46,16 +46,19 @@ impl Invariant for OneOutcome {
         Ok(())
     }
 
+    fn restored(&mut self, _: &Stored, _: &Scheduler) -> Held {
+        // What was on its way is lost.
+        self.pending.clear();
+        Ok(())
+    }
+
     fn told(&mut self, kind: &EffectKind) -> Held {
         for (id, outcome) in outcomes(kind) {
+            // Answers to different people may overtake each other: one waits for the disk, another need not.
             let pending = self.pending.entry(*id).or_default();
-            // What was lost in a crash never comes; what comes was put out at some time.
-            let life = loop {
-                match pending.pop_front() {
-                    Some((life, made)) if made == *outcome => break life,
-                    Some(_) => {}
-                    None => return Err(format!("{id}: {outcome:?} was told and never put out")),
-                }
+            let place = pending.iter().position(|(_, made)| made == outcome);
+            let Some((life, _)) = place.and_then(|place| pending.remove(place)) else {
+                return Err(format!("{id}: {outcome:?} was told and never put out"));
             };
             let known = self.known.entry((*id, life)).or_insert_with(|| outcome.clone());
             if known != outcome {

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use crewcall::clock::Timestamp;
 use crewcall::row::{Row, RowKey};
 use crewcall::scheduler::{Limits, Scheduler};
-use crewcall::task::{Outcome, Payload, State, Task, TaskId};
+use crewcall::task::{Body, Outcome, Payload, State, Task, TaskId};
 use slab::Slab;
 
 use super::invariant::{Figures, Held, Invariant, Stored, Written};
@@ -91,6 +91,7 @@ impl RestoredEqualsLive {
                 return Err(format!("the live task is {task:?}, its row says {:?}", kept.task));
             }
             if kept.fresh {
+                check_payload(task, &self.rows)?;
                 *kept = Kept { task: task.clone(), fresh: false };
             }
             found += 1;
@@ -106,7 +107,8 @@ impl RestoredEqualsLive {
     /// What is no task.
     fn compare_others(&self, scheduler: &Scheduler) -> Held {
         let others = scheduler.rows().into_iter().filter(|(_, row)| !matches!(row, Row::Task(_)));
-        let kept = self.rows.iter().filter(|(key, _)| !matches!(key, RowKey::Task(_)));
+        let kept =
+            self.rows.iter().filter(|(key, _)| key.is_loaded_at_start() && !matches!(key, RowKey::Task(_)));
         if others.eq(kept.map(|(key, data)| (*key, decode(*key, data)))) {
             return Ok(());
         }
@@ -173,8 +175,9 @@ fn equal(a: &Task, b: &Task) -> bool {
     let Task {
         id,
         method,
-        payload,
+        body,
         options,
+        key,
         created_at,
         since,
         changed_at,
@@ -190,7 +193,8 @@ fn equal(a: &Task, b: &Task) -> bool {
     states
         && *id == b.id
         && *method == b.method
-        && equal_payloads(payload, &b.payload)
+        && body.stored() == b.body.stored()
+        && *key == b.key
         && *options == b.options
         && (*created_at, *since, *changed_at) == (b.created_at, b.since, b.changed_at)
         && (*attempt, *forget_at) == (b.attempt, b.forget_at)
@@ -204,12 +208,28 @@ fn equal_payloads(a: &Payload, b: &Payload) -> bool {
     types && a.data.len() == b.data.len() && (a.data.is_empty() || a.data == b.data)
 }
 
+/// The payload of a durable task lies in a row of its own, unless it is empty.
+fn check_payload(task: &Task, stored: &Stored) -> Held {
+    let key = RowKey::Payload(task.id);
+    let row = stored.get(&key).map(|data| decode(key, data));
+    let right = match (&row, &task.body) {
+        (None, body) => body.size() == 0,
+        (Some(Row::Payload(_, payload)), Body::Held(held)) => payload == held,
+        (Some(Row::Payload(_, payload)), Body::Stored(size)) => payload.size() as u64 == *size,
+        (Some(_), _) => false,
+    };
+    if right { Ok(()) } else { Err(format!("the payload of {task:?} is stored as {row:?}")) }
+}
+
 fn same(stored: &Stored, scheduler: &Scheduler, which: &str) -> Held {
     let rows = scheduler.rows();
-    if rows.len() != stored.len() {
-        return Err(format!("{which} has {} rows, {} are stored", rows.len(), stored.len()));
+    let (at_start, later): (Vec<_>, Vec<_>) = stored.iter().partition(|(key, _)| key.is_loaded_at_start());
+    let payloads = scheduler.tasks().filter(|task| task.is_durable() && task.body.size() > 0).count();
+    if rows.len() != at_start.len() || payloads != later.len() {
+        let expected = (rows.len(), payloads);
+        return Err(format!("{which} has {expected:?} rows, {:?} are stored", (at_start.len(), later.len())));
     }
-    for ((key, row), (stored_key, data)) in rows.iter().zip(stored) {
+    for ((key, row), (stored_key, data)) in rows.iter().zip(at_start) {
         if key != stored_key || *row != decode(*stored_key, data) {
             return Err(format!("{which} says {row:?}, stored is {:?}", decode(*stored_key, data)));
         }

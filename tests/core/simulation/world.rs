@@ -8,7 +8,7 @@ use crewcall::row::{Row, RowChange, RowKey};
 use crewcall::scheduler::{
     Command, ConnId, EffectKind, Filter, Frame, Limits, Output, Reply, Scheduler, Waiter,
 };
-use crewcall::task::StateName;
+use crewcall::task::{StateName, TaskId};
 
 use super::calls::Calls;
 use super::invariant::{Figures, Held, Invariant, Stored, Written};
@@ -155,7 +155,8 @@ impl World {
             self.unstored.push_back((std::mem::take(&mut self.out.rows), Vec::new()));
         }
         let mut leaving = Vec::new();
-        for effect in std::mem::take(&mut self.out.effects) {
+        for mut effect in std::mem::take(&mut self.out.effects) {
+            effect.kind = self.read_back(effect.kind)?;
             for invariant in &mut self.invariants {
                 invariant.made(self.now, &effect)?;
             }
@@ -172,6 +173,31 @@ impl World {
             invariant.done(self.now, ticked, &self.scheduler)?;
         }
         Ok(())
+    }
+
+    /// A payload that lies on the disk only is read at once; it is there whatever was stored since.
+    fn read_back(&self, kind: EffectKind) -> Result<EffectKind, String> {
+        let read = |id: TaskId| {
+            let row = self.stored.get(&RowKey::Payload(id)).map(|data| decode(RowKey::Payload(id), data));
+            match row {
+                Some(Row::Payload(_, payload)) => Ok(payload),
+                _ => Err(format!("the payload of {id} is to be read, and is not stored")),
+            }
+        };
+        match kind {
+            EffectKind::AssignStored { conn, mut assign, bytes } => {
+                assign.payload = read(assign.id)?;
+                if assign.payload.size() as u64 != bytes {
+                    return Err(format!("{bytes} bytes announced of {:?}", assign.payload));
+                }
+                Ok(EffectKind::Assign(conn, assign))
+            }
+            EffectKind::ReplyStored(waiter, mut view) => {
+                view.payload = Some(read(view.id)?);
+                Ok(EffectKind::Reply(waiter, Reply::Task(view)))
+            }
+            kind => Ok(kind),
+        }
     }
 
     /// The disk finishes some batches.
@@ -215,7 +241,9 @@ impl World {
         for invariant in &mut self.invariants {
             invariant.storing(&self.stored, &rows)?;
         }
+        let count = rows.len() as u64;
         self.apply(rows);
+        self.scheduler.stored(count);
         Ok(Some(waiting))
     }
 
@@ -243,7 +271,9 @@ impl World {
         self.scheduler.start(&mut self.out);
         self.wrote()?;
         let rows = std::mem::take(&mut self.out.rows);
+        let count = rows.len() as u64;
         self.apply(rows);
+        self.scheduler.stored(count);
         Ok(())
     }
 
@@ -369,6 +399,8 @@ impl World {
             },
             EffectKind::Assign(conn, assign) => self.send_down(conn, Down::Assign(assign)),
             EffectKind::Tell(conn, tell) => self.send_down(conn, Down::Tell(tell)),
+            // Read back before they are told.
+            EffectKind::AssignStored { .. } | EffectKind::ReplyStored(..) => {}
             EffectKind::Event(..) => {}
             EffectKind::Close(conn, _) => {
                 self.send_down(conn, Down::Close);
@@ -605,6 +637,7 @@ impl Shape {
             queue_tasks,
             queues,
             total_bytes,
+            resident_payload_bytes: total_bytes / 6,
             payload_bytes: 30,
             waiters_per_task: 3,
             watchers: 6,

@@ -133,6 +133,7 @@ impl Bench {
             method: self.methods.get(method).ok_or("no methods")?.clone(),
             payload: self.payload.clone(),
             options,
+            idempotency_key: String::new(),
             only_if_served: false,
         })
     }
