@@ -71,7 +71,7 @@ pub(crate) async fn start(builder: WorkerBuilder) -> WorkerHandle {
 }
 
 /// Ends when the server has heard that the handler of a leased task runs.
-async fn until_begun(client: &Client, task_id: &str) {
+pub(crate) async fn until_begun(client: &Client, task_id: &str) {
     let begun = "the handler has begun".to_owned();
     soon(async { while !client.explain(task_id).await.unwrap().details.contains(&begun) {} }).await;
 }

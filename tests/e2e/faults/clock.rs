@@ -7,7 +7,7 @@ use crewcall_sdk::{Client, HandlerError, Worker, options::RetryPolicy, proto::Ta
 use super::{Faults, holder, until_state};
 use crate::{
     crash::site::Site,
-    grpc::{Run, hold, now_ms, soon},
+    grpc::{Run, hold, now_ms, soon, until_begun},
 };
 
 const HOUR: i64 = 3600;
@@ -122,7 +122,7 @@ async fn busy_workers(
         for number in 0..each {
             let id = client.task("held").payload(&number).submit().await.unwrap().task_id;
             runs.push(held.next().await);
-            until_state(&client, &id, TaskState::Leased).await;
+            until_begun(&client, &id).await;
         }
         handles.push(worker);
     }

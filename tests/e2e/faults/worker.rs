@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::{holder, until_state};
 use crate::{
     crash::site::Site,
-    grpc::{now_ms, soon},
+    grpc::{now_ms, soon, until_begun},
 };
 
 const URL: &str = "CREWCALL_TEST_WORKER_OF";
@@ -92,6 +92,7 @@ async fn a_task_whose_workers_are_killed_is_tried_as_often_as_it_may_then_dead()
     for attempt in 1..=RETRY.max_attempts {
         let mut process = Process::start(&site.server().url());
         assert_eq!(process.hear(), format!("began {attempt}"));
+        until_begun(&client, &id).await;
         let task = client.get(&id).await.unwrap();
         assert_eq!((task.state(), task.attempt), (TaskState::Leased, attempt));
         if attempt > 1 {
@@ -133,7 +134,7 @@ async fn a_worker_stopped_beyond_its_lease_is_told_and_the_new_result_stands() {
     let mut process = Process::start(&site.server().url());
     let id = client.task("held").retry(RETRY).submit().await.unwrap().task_id;
     assert_eq!(process.hear(), "began 1");
-    until_state(&client, &id, TaskState::Leased).await;
+    until_begun(&client, &id).await;
     let stopped_at = now_ms();
     process.signal("STOP");
     let (worker, mut held) = holder(&site, 1).await;
