@@ -12,9 +12,12 @@ mod disk;
 mod embedded;
 #[cfg(target_os = "linux")]
 mod full;
+mod halves;
 mod model;
 #[cfg(target_os = "linux")]
 mod power_cut;
 mod refusals;
+#[cfg(target_os = "linux")]
+mod shim;
 #[cfg(target_os = "linux")]
 mod sync_error;

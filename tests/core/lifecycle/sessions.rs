@@ -93,6 +93,29 @@ fn silence_ends_all_leases() {
     b.get(2).gives("[t2 ready]");
 }
 
+/// What workers say while the server, or its machine, stands still lies unread until it goes on.
+#[test]
+fn a_server_that_stood_still_listens_before_it_calls_anyone_silent() {
+    let mut b = Bench::new();
+    b.crew(worker("w1 add"), 1);
+    b.crew(worker("w2 add"), 1);
+    b.call("add").gives("w1 runs t1 attempt 1 lease 1");
+    b.call("add").gives("w2 runs t2 attempt 1 lease 2");
+    b.started("w1", 1).gives("");
+    b.started("w2", 2).gives("");
+    b.after(60_000).gives("");
+    b.beat("w1", &[1]).gives("w1 beat 1 1");
+    // No longer than a beat, and once.
+    b.after(2_999).gives("");
+    b.after(1).gives("w2 closed: session_expired; t2 failed worker_lost");
+    b.succeed("w1", 1).gives("t1 = ok");
+    // Late by a little: a little.
+    b.after(7_000).gives("");
+    b.after(3_005).gives("");
+    b.after(49).gives("");
+    b.after(1).has("w1 closed: session_expired");
+}
+
 #[test]
 fn two_beats_that_disagree_about_a_still_set_end_the_stream() {
     let mut b = Bench::new();

@@ -77,9 +77,11 @@ fn seeded() -> StdRng {
 #[test]
 fn a_changed_bit_is_found_or_harmless() {
     let mut rng = seeded();
-    let flips = env::var("CREWCALL_BIT_FLIPS").map_or(100, |text| text.parse().unwrap());
+    let flips = proof::size("CREWCALL_BIT_FLIPS", 100);
+    let proof = proof::Proof::begin("bit flips", "./test core -- damage");
     let victim = Victim::new(&mut rng);
     let dir = scratch();
+    let mut facts = vec![("served changed, missing or made up", proof::count(0_u64))];
     for (number, file) in FILES.iter().enumerate() {
         let (mut found, mut harmless) = (0, 0);
         for _ in 0..flips {
@@ -95,17 +97,25 @@ fn a_changed_bit_is_found_or_harmless() {
             }
         }
         println!("{file}: {flips} bits changed: {found} found, {harmless} harmless");
+        facts.push((
+            file,
+            format!("{} bits changed: {found} found, {harmless} harmless", proof::count(flips)),
+        ));
     }
+    proof.record(&facts);
 }
 
 #[test]
 fn a_cut_file_is_found_or_harmless() {
+    let cuts = proof::size("CREWCALL_TRUNCATIONS", 40);
+    let proof = proof::Proof::begin("truncation", "./test core -- damage");
+    let mut facts = vec![("opened shorter", proof::count(0_u64))];
     let mut rng = seeded();
     let victim = Victim::new(&mut rng);
     let dir = scratch();
     for (number, file) in FILES.iter().enumerate() {
         let mut found = 0;
-        for _ in 0..40 {
+        for _ in 0..cuts {
             victim.restore(dir.path());
             let length = rng.random_range(0..victim.files[number].len());
             fs::write(dir.path().join(file), &victim.files[number][..length]).unwrap();
@@ -114,7 +124,10 @@ fn a_cut_file_is_found_or_harmless() {
         }
         // Only what an earlier round of the log left behind it is nobody's.
         assert!(found > 0 || *file == "crewcall.head");
+        let harmless = cuts as usize - found;
+        facts.push((file, format!("cut short {cuts} times: {found} found, {harmless} harmless")));
     }
+    proof.record(&facts);
 }
 
 /// The witness says nothing after a power cut; what follows the damage does.

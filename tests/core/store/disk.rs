@@ -6,37 +6,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
 
 use rand::{RngExt as _, rngs::StdRng};
 
 /// `command` with the shim, watching `dir`.
 pub(super) fn shimmed(mut command: Command, dir: &Path) -> Command {
-    command.env("LD_PRELOAD", shim()).env("SHIM_DIR", dir);
-    command
-}
-
-/// Built once in each run. The bundled SQLite has to be compiled, so there is a C compiler.
-fn shim() -> &'static Path {
-    static SHIM: OnceLock<PathBuf> = OnceLock::new();
-    SHIM.get_or_init(|| {
-        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("disk_shim.so");
-        // Under another name first: another run of the tests may be using the present one.
-        let new = library.with_extension(format!("{}.so", std::process::id()));
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/core/store/disk_shim.c");
+    let library = {
         let _no_store = super::model::locks_are_inherited();
-        let built = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()))
-            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
-            .args([&new, &source])
-            .args(["-ldl", "-lpthread"])
-            .status()
-            .expect("a C compiler, which the bundled SQLite needs as well");
-        assert!(built.success(), "the shim does not compile");
-        fs::rename(new, &library).unwrap();
-        library
-    })
+        super::shim::library()
+    };
+    command.env("LD_PRELOAD", library).env("SHIM_DIR", dir);
+    command
 }
 
 /// One thing that happened to a file, or to the directory (whose name is empty).
