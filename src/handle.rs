@@ -339,8 +339,21 @@ impl Handle {
         }
     }
 
-    async fn send(&self, message: Message) -> Result<()> {
-        self.sender.send(message).await.map_err(|_| stopped())
+    /// Sends at once when there is room. The wait for it is rare, and boxed: inline, it and the message would be most
+    /// of every future that may say something, and so of what an idle connection costs.
+    fn send(&self, message: Message) -> impl Future<Output = Result<()>> + Send + '_ {
+        let sent = match self.sender.try_send(message) {
+            Ok(()) => Ok(None),
+            Err(mpsc::error::TrySendError::Full(message)) => Ok(Some(Box::pin(self.sender.send(message)))),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(()),
+        };
+        async move {
+            match sent {
+                Ok(None) => Ok(()),
+                Ok(Some(waiting)) => waiting.await.map_err(|_| stopped()),
+                Err(()) => Err(stopped()),
+            }
+        }
     }
 
     /// For drops, which cannot wait: at once when there is room, else from a task of its own.
@@ -519,9 +532,10 @@ impl Session {
     ///
     /// # Errors
     /// When the engine has stopped.
-    pub async fn say(&self, frame: Frame) -> Result<()> {
+    pub fn say(&self, frame: Frame) -> impl Future<Output = Result<()>> + Send + '_ {
         let frame = Box::new(frame);
-        self.handle.send(Message::Command(Command::Frame { session: self.id, conn: self.conn, frame })).await
+        let command = Command::Frame { session: self.id, conn: self.conn, frame };
+        self.handle.send(Message::Command(command))
     }
 
     /// What the worker is told. Ends with the reason when the session is over.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
 use crate::legacy_worker::is_upgrade;
 use crate::problem::Problem;
@@ -98,6 +98,8 @@ fn authority(origin: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use axum::response::IntoResponse as _;
+
     use super::*;
 
     const HERE: &str = "127.0.0.1:8080";

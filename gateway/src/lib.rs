@@ -171,7 +171,7 @@ async fn not_found(method: Method, uri: Uri, headers: HeaderMap) -> Response {
         return unimplemented_grpc();
     }
     Problem::new(StatusCode::NOT_FOUND, "not_found", format!("nothing answers {method} {}", uri.path()))
-        .into_response()
+        .at(uri.path())
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
@@ -199,7 +199,7 @@ async fn readyz(State(settings): State<Settings>) -> Response {
             "shutting_down",
             "this server is shutting down",
         )
-        .into_response();
+        .at("/readyz");
     }
     "ready\n".into_response()
 }

@@ -116,8 +116,13 @@ pub(super) async fn serve(legacy: Arc<Legacy>, upgraded: Upgraded, visitor: Visi
         .write_buffer_size(WRITE_BUFFER)
         .max_message_size(Some(largest))
         .max_frame_size(Some(largest));
-    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-    Connection::new(legacy, visitor).run(socket).await;
+    // Boxed, so that the socket lies there and not, once more for every step that it is handed through, in the
+    // future of the connection.
+    let halves = Box::pin(async move {
+        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await.split()
+    });
+    let (sink, stream) = halves.await;
+    Connection::new(legacy, visitor).run(sink, stream).await;
 }
 
 struct Connection {
@@ -153,8 +158,7 @@ impl Connection {
         }
     }
 
-    async fn run(self, socket: Socket) {
-        let (mut sink, mut stream) = socket.split();
+    async fn run(self, mut sink: SplitSink<Socket, Message>, mut stream: SplitStream<Socket>) {
         let end = tokio::select! {
             // The writer first: what the scheduler has sent is known before anything else is decided.
             biased;
@@ -164,13 +168,11 @@ impl Connection {
         };
         tracing::debug!(ip = %self.visitor.ip, sdk = self.visitor.sdk, ?end, "a legacy worker's connection ends");
         if let Some(Joined { member, .. }) = self.joined.get() {
-            self.legacy.crew.leave(member, end.told_to_callers()).await;
+            Box::pin(self.legacy.crew.leave(member, end.told_to_callers())).await;
         }
-        if !self.writing.load(Ordering::Relaxed)
-            && let Ok(socket) = stream.reunite(sink)
-        {
+        if !self.writing.load(Ordering::Relaxed) {
             // Nobody is told when it fails: the socket is gone either way.
-            timeout(CLOSE_WITHIN, close(socket, &end)).await.ok();
+            timeout(CLOSE_WITHIN, Box::pin(close(sink, stream, &end))).await.ok();
         }
     }
 
@@ -193,7 +195,8 @@ impl Connection {
                 if let Some(answer) = message::read(&text) {
                     self.legacy.crew.finish(answer.id, answer.end).await;
                 }
-            } else if let Err(end) = self.register(&text).await {
+            // Boxed, as is what comes at the end: once in the life of a connection, and the most of its future.
+            } else if let Err(end) = Box::pin(self.register(&text)).await {
                 return end;
             }
         }
@@ -232,8 +235,9 @@ impl Connection {
         Ok(())
     }
 
-    async fn say(&self, member: &Member, frame: Frame) -> Result<(), End> {
-        member.session.say(frame).await.map_err(End::Session)
+    fn say(&self, member: &Member, frame: Frame) -> impl Future<Output = Result<(), End>> {
+        let said = member.session.say(frame);
+        async { said.await.map_err(End::Session) }
     }
 
     // --- writer -----------------------------------------------------------------------------------
@@ -397,7 +401,13 @@ fn ticks(every: Duration) -> Interval {
 }
 
 /// The closing handshake, and the end of the TCP connection.
-async fn close(mut socket: Socket, end: &End) -> Result<(), tungstenite::Error> {
+async fn close(
+    sink: SplitSink<Socket, Message>,
+    stream: SplitStream<Socket>,
+    end: &End,
+) -> Result<(), tungstenite::Error> {
+    // They belong together: it cannot fail.
+    let Ok(mut socket) = stream.reunite(sink) else { return Ok(()) };
     match end {
         End::Closed(code) => {
             // The library would echo the reason too, which the original does not.

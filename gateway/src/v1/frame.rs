@@ -509,8 +509,8 @@ pub(super) fn ending(problem: &Problem) -> String {
 }
 
 /// Entries that could not be read.
-pub(super) fn refusals(refused: &[(u64, Error)]) -> String {
-    let errors = refused.iter().map(|(lease, error)| entry_error(*lease, error)).collect();
+pub(super) fn refusals<'a>(refused: impl IntoIterator<Item = &'a (u64, Error)>) -> String {
+    let errors = refused.into_iter().map(|(lease, error)| entry_error(*lease, error)).collect();
     text(&ResponseDto { errors, ..ResponseDto::default() })
 }
 

@@ -132,6 +132,12 @@ async fn serve(edge: Arc<Edge>, socket: WebSocket, peer: SocketAddr, authorized:
         Ok(end) | Err(end) => end,
     };
     tracing::debug!(%peer, ?end, "a worker's WebSocket ends");
+    // Boxed, as is the opening: once in the life of a connection, and the most of its future.
+    Box::pin(close(end, sink, inbound)).await;
+}
+
+/// Tells the worker why.
+async fn close(end: End, mut sink: SplitSink<WebSocket, Message>, mut inbound: Inbound) {
     let close = match end {
         End::Gone => return,
         End::Done => CloseFrame { code: close_code::NORMAL, reason: "bye".into() },
@@ -157,11 +163,33 @@ async fn session(
     inbound: &mut Inbound,
     authorized: bool,
 ) -> Result<End, End> {
+    let leases = Leases::default();
+    let opened = Box::pin(open(edge, sink, inbound, authorized, &leases)).await?;
+    let Some((first, session)) = opened else { return Ok(End::Gone) };
+    let (refused, refusals) = mpsc::channel(REFUSALS);
+    let heard = Notify::new();
+    let reader = read_all(inbound, first, &session, &leases, refused, &heard);
+    let writer = write_all(edge, sink, &session, &leases, refusals, &heard);
+    tokio::select! {
+        end = reader => end,
+        end = writer => end,
+    }
+}
+
+/// From the first message to the welcome: the session, and the rest of that message. `None` when the worker has
+/// closed before.
+async fn open(
+    edge: &Edge,
+    sink: &mut SplitSink<WebSocket, Message>,
+    inbound: &mut Inbound,
+    authorized: bool,
+    leases: &Leases,
+) -> Result<Option<(Box<Said>, Session)>, End> {
     let first = timeout(HELLO_WITHIN, inbound.first()).await.map_err(|_| {
         let message = format!("no message came within {HELLO_WITHIN:?}; begin with hello");
         Error::new(Reason::HelloExpected, message)
     })??;
-    let Some(mut first) = first else { return Ok(End::Gone) };
+    let Some(mut first) = first else { return Ok(None) };
     let Some((hello, key)) = first.hello.take() else {
         return Err(Error::new(Reason::HelloExpected, "the first message must hold hello").into());
     };
@@ -169,18 +197,13 @@ async fn session(
         check_key(edge, &key)?;
     }
     let (welcomed, session) = edge.handle.join(hello).await?;
-    let leases = Leases::default();
     leases.held.lock().extend(&welcomed.keep);
-    let (refused, refusals) = mpsc::channel(REFUSALS);
-    let heard = Arc::new(Notify::new());
     send(sink, welcome(&welcomed, edge.handle.limits())).await?;
-    let reader = read_all(inbound, *first, &session, &leases, refused, &heard);
-    let writer = write_all(edge, sink, &session, &leases, refusals, &heard);
-    tokio::select! {
-        end = reader => end,
-        end = writer => end,
-    }
+    Ok(Some((first, session)))
 }
+
+/// Boxed: a channel holds room for 32 from its beginning, for each worker.
+type Refused = Box<(u64, Error)>;
 
 /// What a worker has been given and not answered: while the server stops, an idle worker is let go.
 #[derive(Debug, Default)]
@@ -285,10 +308,10 @@ impl Inbound {
 /// Hands on what the worker says, until it goes.
 async fn read_all(
     inbound: &mut Inbound,
-    first: Said,
+    first: Box<Said>,
     session: &Session,
     leases: &Leases,
-    refused: mpsc::Sender<(u64, Error)>,
+    refused: mpsc::Sender<Refused>,
     heard: &Notify,
 ) -> Result<End, End> {
     let mut said = Some(first);
@@ -302,12 +325,12 @@ async fn read_all(
             leases.answered(&finished);
             for entry in said.refused {
                 // Fails only when the writer has gone, and this future with it.
-                refused.send(entry).await.ok();
+                refused.send(Box::new(entry)).await.ok();
             }
         }
         match inbound.next().await? {
             None => return Ok(End::Gone),
-            Some(Heard::Said(next)) => said = Some(*next),
+            Some(Heard::Said(next)) => said = Some(next),
             // The library of a worker answers pings while its handlers run, so a worker need not beat.
             Some(Heard::Life) => session.say(Frame::default()).await?,
         }
@@ -321,7 +344,7 @@ async fn write_all(
     sink: &mut SplitSink<WebSocket, Message>,
     session: &Session,
     leases: &Leases,
-    mut refused: mpsc::Receiver<(u64, Error)>,
+    mut refused: mpsc::Receiver<Refused>,
     heard: &Notify,
 ) -> Result<End, End> {
     let mut items = Vec::new();
@@ -349,7 +372,7 @@ async fn write_all(
             }
             _ = refused.recv_many(&mut entries, REFUSALS), if !refused.is_closed() => {
                 if !entries.is_empty() {
-                    send(sink, refusals(&entries)).await?;
+                    send(sink, refusals(entries.iter().map(|entry| &**entry))).await?;
                     entries.clear();
                 }
             }
