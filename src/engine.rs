@@ -507,7 +507,9 @@ fn deliver(
             staged.pipes.entry(conn).or_default().push((tag, reply));
         }
         EffectKind::Assign(conn, assign) => {
-            staged.sessions.entry(conn).or_default().push(SessionItem::Assign(assign));
+            if let Some(assign) = reads.line_up(conn, assign) {
+                staged.sessions.entry(conn).or_default().push(SessionItem::Assign(assign));
+            }
         }
         EffectKind::AssignStored { conn, assign, bytes } => {
             if streams.contains_key(&conn) {
@@ -539,3 +541,6 @@ fn flush_one<T>(outbox: &Outbox<T>, items: Option<Vec<T>>) {
         outbox.append(&mut items);
     }
 }
+
+#[cfg(test)]
+mod tests;

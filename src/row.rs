@@ -203,13 +203,14 @@ impl RowReader {
                 method
             }
         };
-        let options = match self.options.get(&row.options) {
+        let stored = row.options.clone().ok_or("it has no options")?;
+        let options = match self.options.get(&stored) {
             Some(options) => Arc::clone(options),
             None => {
-                let read = OptionsRow::decode(&*row.options).map_err(|problem| problem.to_string())?;
+                let read = OptionsRow::decode(&*stored).map_err(|problem| problem.to_string())?;
                 let options = Arc::new(TaskOptions::from(read));
                 // A copy: the bytes at hand are a part of the row, and would keep all of it.
-                self.options.insert(Bytes::copy_from_slice(&row.options), Arc::clone(&options));
+                self.options.insert(Bytes::copy_from_slice(&stored), Arc::clone(&options));
                 options
             }
         };
@@ -363,8 +364,8 @@ struct TaskRow {
     #[prost(string, tag = "1")]
     method: String,
     /// An `OptionsRow`, read once for all tasks that have the same.
-    #[prost(bytes = "bytes", tag = "3")]
-    options: Bytes,
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    options: Option<Bytes>,
     #[prost(uint64, tag = "4")]
     created_at: u64,
     #[prost(uint64, tag = "5")]
@@ -483,7 +484,7 @@ impl From<&Task> for TaskRow {
         });
         Self {
             method: task.method.to_string(),
-            options: OptionsRow::from(&*task.options).encode_to_vec().into(),
+            options: Some(OptionsRow::from(&*task.options).encode_to_vec().into()),
             created_at: task.created_at.0,
             changed_at: task.changed_at.0,
             since: task.since.0,

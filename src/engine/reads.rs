@@ -8,9 +8,10 @@
 //!                      ── asked for ───────── │ ── later: so much as the stream takes ──
 //! ```
 //!
-//! - Assignments of a line leave in its order. Whatever names one's lease leaves behind it; a drain or a move leaves
-//!   behind all of them. Everything else goes past: ephemeral work never waits for the disk, not even at a worker
-//!   that waits for durable work.
+//! - Assignments of a line leave in its order; one of a durable task whose payload is at hand joins the line, for
+//!   queues are first in, first out. Whatever names one's lease leaves behind it; a drain or a move leaves behind all
+//!   of them. Everything else goes past: ephemeral work never waits for the disk, not even at a worker that waits for
+//!   durable work.
 //! - Rows are asked for before the batch is handed over that may delete them, so a row that is not found is
 //!   damage. The assignment of a task that ends meanwhile is asked for at once, because its rows may be deleted next.
 //! - What was read and not taken by its stream is bounded for each session, however large its credit.
@@ -25,7 +26,7 @@ use crate::outbox::Taken;
 use crate::row::{Row, RowKey};
 use crate::scheduler::{Assign, ConnId, TaskView, Tell, Waiter};
 use crate::store::{Committer, StoreError};
-use crate::task::Payload;
+use crate::task::{Durability, Payload};
 
 use super::EngineError;
 
@@ -72,6 +73,9 @@ struct Line {
 
 struct Pending {
     assign: Box<Assign>,
+    /// It has its payload, and waits for those before it.
+    at_hand: bool,
+    /// To be read.
     bytes: u64,
     /// To be said right behind it.
     then: Vec<Tell>,
@@ -96,8 +100,22 @@ impl Reads {
 
     pub(super) fn add_assign(&mut self, conn: ConnId, assign: Box<Assign>, bytes: u64) {
         let line = self.lines.entry(conn).or_default();
-        line.queue.push_back(Pending { assign, bytes, then: Vec::new() });
+        line.queue.push_back(Pending { assign, at_hand: false, bytes, then: Vec::new() });
         line.ask(conn, &mut self.wanted);
+    }
+
+    /// Keeps a durable task in line behind those whose payload is on its way; hands back anything else.
+    pub(super) fn line_up(&mut self, conn: ConnId, assign: Box<Assign>) -> Option<Box<Assign>> {
+        if self.lines.is_empty() || assign.options.durability != Durability::Durable {
+            return Some(assign);
+        }
+        match self.lines.get_mut(&conn) {
+            Some(line) if !line.queue.is_empty() => {
+                line.queue.push_back(Pending { assign, at_hand: true, bytes: 0, then: Vec::new() });
+                None
+            }
+            _ => Some(assign),
+        }
     }
 
     pub(super) fn add_answer(&mut self, answer: Answer) {
@@ -159,12 +177,16 @@ impl Reads {
                 Reader::Session(conn) => {
                     // None when the stream has ended meanwhile.
                     let Some(line) = self.lines.get_mut(&conn) else { continue };
-                    let Some(Pending { mut assign, bytes, then }) = line.queue.pop_front() else { continue };
-                    line.asked -= 1;
+                    let Some(Pending { mut assign, bytes, then, .. }) = line.next() else { continue };
                     line.asked_bytes -= bytes;
                     line.unread_bytes += bytes;
                     assign.payload = payload;
                     ready.push(Ready::Assign(conn, assign, then));
+                    while line.queue.front().is_some_and(|pending| pending.at_hand)
+                        && let Some(Pending { assign, then, .. }) = line.next()
+                    {
+                        ready.push(Ready::Assign(conn, assign, then));
+                    }
                 }
                 Reader::Asker(mut answer) => {
                     answer.view.payload = Some(payload);
@@ -194,6 +216,11 @@ impl Reads {
 }
 
 impl Line {
+    fn next(&mut self) -> Option<Pending> {
+        self.asked = self.asked.saturating_sub(1);
+        self.queue.pop_front()
+    }
+
     /// Asks for as much as the stream may have.
     fn ask(&mut self, conn: ConnId, wanted: &mut Vec<(RowKey, Reader)>) {
         while let Some(next) = self.queue.get(self.asked) {
@@ -206,7 +233,7 @@ impl Line {
     }
 
     fn ask_up_to(&mut self, count: usize, conn: ConnId, wanted: &mut Vec<(RowKey, Reader)>) {
-        for pending in self.queue.iter().take(count).skip(self.asked) {
+        for pending in self.queue.iter().take(count).skip(self.asked).filter(|pending| !pending.at_hand) {
             wanted.push((RowKey::Payload(pending.assign.id), Reader::Session(conn)));
             self.asked_bytes += pending.bytes;
         }

@@ -1,8 +1,10 @@
 //! What is left of a data directory, and what would be lost: for a person who has to decide.
 //!
 //! Nothing in the directory is changed. What can be read is told, and [`repair`] copies it into a new
-//! directory beside; whether that is used is for a person to say.
+//! directory beside; whether that is used is for a person to say. Rows are also matched: a task's payload lies in
+//! a row of its own, and neither is of use without the other.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +16,8 @@ use super::embedded::format::{self, State, Totals};
 use super::embedded::head::{self, Found, HeadFile};
 use super::embedded::{EmbeddedStore, StoreOptions, error, log, open};
 use super::{Store, StoreError};
-use crate::row::{RowChange, RowKey};
+use crate::row::{Row, RowChange, RowKey, RowReader};
+use crate::task::TaskId;
 
 /// Findings of one kind that are told singly; the rest is counted.
 const MOST_TOLD: usize = 100;
@@ -36,6 +39,8 @@ pub struct Report {
     pub rows_found: u64,
     /// Rows that were stored and cannot be read.
     pub rows_lost: Vec<LostRows>,
+    /// Tasks that can be read, but whose payload cannot: a repair leaves them out.
+    pub tasks_without_payload: u64,
     /// Whether what can be read comes from `crewcall.db` alone, because that is better than with its log.
     pub without_log: bool,
 }
@@ -78,6 +83,9 @@ impl fmt::Display for Report {
             let missing = lost.stored.saturating_sub(lost.found);
             writeln!(f, "  would be lost: {missing} of {} rows of kind {}", lost.stored, lost.kind)?;
         }
+        if self.tasks_without_payload > 0 {
+            writeln!(f, "  would be lost: {} tasks whose payload is lost", self.tasks_without_payload)?;
+        }
         if self.is_healthy() { writeln!(f, "  nothing is wrong") } else { Ok(()) }
     }
 }
@@ -92,7 +100,8 @@ pub fn doctor(dir: &Path) -> Result<Report, StoreError> {
     examine(dir).map(|(report, _)| report)
 }
 
-/// Copies what can be read of `dir` into the new data directory `into`, and changes nothing in `dir`.
+/// Copies what can be read of `dir` into the new data directory `into`, and changes nothing in `dir`. A task without
+/// its payload, and a payload without its task, are left out.
 ///
 /// # Errors
 /// As [`doctor`], and when `into` exists or cannot be written.
@@ -101,13 +110,21 @@ pub fn repair(dir: &Path, into: &Path) -> Result<Report, StoreError> {
         let why = "it is there already; what is saved goes into a directory of its own".to_owned();
         return Err(StoreError::Unwritable { dir: into.to_owned(), why });
     }
-    // Twice: which way of reading is the better one is known in the end.
+    // Again: which way of reading is the better one is known in the end.
     let (report, _lock) = examine(dir)?;
     let mut saved = EmbeddedStore::open(into, StoreOptions::default())?;
     let mut batch = Vec::with_capacity(SLICE);
     let connection = if report.without_log { tables_alone(dir) } else { with_log(dir) };
     if let Ok(connection) = connection {
+        let mut halves = Halves::default();
         each_row(&connection, &mut Vec::new(), &mut |key, data| {
+            halves.see(key, data);
+            Ok(())
+        })?;
+        each_row(&connection, &mut Vec::new(), &mut |key, data| {
+            if halves.are_parted(key) {
+                return Ok(());
+            }
             batch.push(RowChange::Put(key, data));
             if batch.len() == SLICE {
                 saved.commit(&batch)?;
@@ -166,6 +183,7 @@ fn examine(dir: &Path) -> Result<(Report, Option<HeadFile>), StoreError> {
         batches_found: read.batch,
         rows_found: read.rows,
         rows_lost: read.lost,
+        tasks_without_payload: read.tasks_without_payload,
         without_log,
     };
     Ok((report, lock))
@@ -232,6 +250,7 @@ struct Reading {
     batch: Option<u64>,
     rows: u64,
     lost: Vec<LostRows>,
+    tasks_without_payload: u64,
 }
 
 impl Reading {
@@ -263,12 +282,14 @@ impl Reading {
         };
         read.structure(&connection);
         let state = read.state(&connection, seen);
-        let mut found = Totals::default();
+        let (mut found, mut halves) = (Totals::default(), Halves::default());
         each_row(&connection, &mut read.findings, &mut |key, data| {
             let (kind, id) = key.parts();
             found.add(kind, format::row_crc(kind, &id, &data));
+            halves.see(key, data);
             Ok(())
         })?;
+        halves.tell(&mut read);
         read.rows = found.all().map(|total| total.rows).sum();
         let Some(state) = state else { return Ok(read) };
         read.batch = Some(state.batch);
@@ -327,6 +348,53 @@ impl Reading {
             _ => {}
         }
         state
+    }
+}
+
+/// Tasks and payloads that must come in pairs.
+#[derive(Default)]
+struct Halves {
+    reader: RowReader,
+    /// Tasks that have a payload.
+    tasks: BTreeSet<TaskId>,
+    payloads: BTreeSet<TaskId>,
+}
+
+impl Halves {
+    fn see(&mut self, key: RowKey, data: Bytes) {
+        match key {
+            RowKey::Payload(id) => {
+                self.payloads.insert(id);
+            }
+            RowKey::Task(id) => {
+                if matches!(self.reader.read(key, data), Ok(Row::Task(task)) if task.body.size() > 0) {
+                    self.tasks.insert(id);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the row is one half without the other.
+    fn are_parted(&self, key: RowKey) -> bool {
+        match key {
+            RowKey::Task(id) => self.tasks.contains(&id) && !self.payloads.contains(&id),
+            RowKey::Payload(id) => self.payloads.contains(&id) && !self.tasks.contains(&id),
+            _ => false,
+        }
+    }
+
+    fn tell(&self, read: &mut Reading) {
+        let lost: Vec<_> = self.tasks.difference(&self.payloads).collect();
+        let orphans: Vec<_> = self.payloads.difference(&self.tasks).collect();
+        read.tasks_without_payload = lost.len() as u64;
+        let finding = |what: &str, ids: &[&TaskId]| {
+            let named: Vec<_> = ids.iter().take(MOST_TOLD).map(ToString::to_string).collect();
+            let more = if ids.len() > MOST_TOLD { ", ..." } else { "" };
+            (!ids.is_empty()).then(|| format!("{} {what}: {}{more}", ids.len(), named.join(", ")))
+        };
+        read.findings.extend(finding("tasks lack their payload", &lost));
+        read.findings.extend(finding("payloads lack their task", &orphans));
     }
 }
 

@@ -13,7 +13,10 @@ fn rows() -> (Vec<TaskId>, Vec<RowChange>) {
     scheduler.start(&mut out);
     let tasks: Vec<NewTask> = ["1", "2", ""]
         .into_iter()
-        .map(|data| NewTask { options: TaskOptions::shared_submit(), ..NewTask::call("m", Payload::json(data)) })
+        .map(|data| NewTask {
+            options: TaskOptions::shared_submit(),
+            ..NewTask::call("m", Payload::json(data))
+        })
         .collect();
     let ids = tasks.iter().map(|task| task.id).collect();
     let command = Command::Submit { tasks, waiter: Waiter::default() };
@@ -49,7 +52,9 @@ fn one_half_without_the_other_is_found_and_left_out() {
     let (ids, rows) = rows();
     let mut store = EmbeddedStore::open(&dir, StoreOptions::default()).unwrap();
     store.commit(&rows).unwrap();
-    store.commit(&[RowChange::Delete(RowKey::Payload(ids[0])), RowChange::Delete(RowKey::Task(ids[1]))]).unwrap();
+    store
+        .commit(&[RowChange::Delete(RowKey::Payload(ids[0])), RowChange::Delete(RowKey::Task(ids[1]))])
+        .unwrap();
     drop(store);
     let report = doctor(&dir).unwrap();
     assert_eq!((report.tasks_without_payload, report.findings.len()), (1, 2), "{report}");
