@@ -52,6 +52,11 @@ impl Params {
         Self { left: form_urlencoded::parse(query.as_bytes()).into_owned().collect(), known: Vec::new() }
     }
 
+    /// Whether every parameter that was given has been taken.
+    pub(super) fn is_empty(&self) -> bool {
+        self.left.is_empty()
+    }
+
     /// Every value of a parameter that may be repeated, in order.
     pub(super) fn all(&mut self, name: &'static str) -> Vec<String> {
         self.known.push(name);
