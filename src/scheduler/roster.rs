@@ -495,7 +495,8 @@ impl Roster {
             .offers
             .iter()
             .filter_map(|(offer, version)| self.offers[*offer].open.first().map(|place| (place, version)))
-            .min_by_key(|(place, _)| **place)
+            // Compared where they lie: to copy a place that was written a moment ago, in parts, stalls the processor.
+            .min_by(|(one, _), (other, _)| one.cmp(other))
             .map(|(place, version)| Choice { pool: place.2, version: Arc::clone(version) })
     }
 
