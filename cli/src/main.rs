@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+mod archive;
 mod commands;
 mod config;
 mod exit;
@@ -15,8 +16,8 @@ mod view;
 
 use commands::{
     BackupArgs, BenchArgs, CallArgs, CancelArgs, DeadArgs, DevArgs, DoctorArgs, DrainArgs, ExplainArgs,
-    GetArgs, MethodsArgs, PauseArgs, ResumeArgs, RetryArgs, StatsArgs, SubmitArgs, TasksArgs, WatchArgs,
-    WorkerArgs, WorkersArgs,
+    ExportArgs, GetArgs, ImportArgs, MethodsArgs, PauseArgs, ResumeArgs, RetryArgs, StatsArgs, SubmitArgs,
+    TasksArgs, WatchArgs, WorkerArgs, WorkersArgs,
 };
 use config::Config;
 use exit::Exit;
@@ -66,7 +67,6 @@ enum Command {
     Stats(Box<StatsArgs>),
     /// Ask a worker to finish what it has and leave
     Drain(Box<DrainArgs>),
-    /// Serve methods with any executable
     /// Let the tasks of a method wait
     Pause(Box<PauseArgs>),
     /// Let them wait no longer
@@ -76,6 +76,11 @@ enum Command {
     /// Copy everything stored, while the server goes on
     Backup(Box<BackupArgs>),
     Worker(Box<WorkerArgs>),
+    /// Write stored tasks as NDJSON
+    Export(Box<ExportArgs>),
+    /// Read them back, into a data directory or a server
+    Import(Box<ImportArgs>),
+    /// Serve methods with any executable
     /// Examine a data directory, and save what can be read of a damaged one
     Doctor(Box<DoctorArgs>),
     /// Measure a server here, and what it costs beside a bare relay
@@ -106,12 +111,14 @@ fn main() -> ExitCode {
         Some(Command::Methods(args)) => commands::run(*args),
         Some(Command::Stats(args)) => commands::run(*args),
         Some(Command::Drain(args)) => commands::run(*args),
-        Some(Command::Worker(args)) => commands::worker(*args),
         Some(Command::Pause(args)) => commands::run(*args),
         Some(Command::Resume(args)) => commands::run(*args),
         Some(Command::Dead(args)) => commands::run(*args),
         Some(Command::Backup(args)) => commands::run(*args),
         Some(Command::Doctor(args)) => commands::doctor(*args),
+        Some(Command::Export(args)) => commands::export(*args),
+        Some(Command::Import(args)) => commands::import(*args),
+        Some(Command::Worker(args)) => commands::worker(*args),
         Some(Command::Bench(args)) => commands::bench(*args),
         // `matches` names the default command, so clap always finds one.
         None => Exit::Usage,

@@ -17,6 +17,7 @@ use crate::harness::{PATIENCE, crewcall};
 mod bench;
 mod calls;
 mod doctor;
+mod operations;
 mod tasks;
 mod worker;
 
@@ -238,6 +239,13 @@ fn nobody_there_is_said_with_the_address_and_what_to_do() {
         vec!["methods"],
         vec!["stats"],
         vec!["drain", "x"],
+        vec!["pause", "x"],
+        vec!["resume", "x"],
+        vec!["dead", "list"],
+        vec!["dead", "show", "x"],
+        vec!["dead", "retry", "x"],
+        vec!["dead", "discard", "--all"],
+        vec!["backup", "--name", "x"],
     ] {
         let ran = Running::start(command(&url, &args)).ended();
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(10), ""), "{args:?}: {ran:?}");
@@ -264,7 +272,7 @@ fn help_names_every_command_and_exit_code() {
     let ran = Running::start(crewcall(["--help"])).ended();
     for word in [
         "serve", "dev", "call", "submit", "get", "watch", "cancel", "retry", "tasks", "explain", "workers",
-        "methods", "stats", "drain", "worker",
+        "methods", "stats", "drain", "worker", "pause", "resume", "dead", "backup",
     ] {
         assert!(ran.stdout.lines().any(|line| line.trim_start().starts_with(&format!("{word} "))), "{word}");
         let help = Running::start(crewcall([word, "--help"])).ended();

@@ -14,6 +14,7 @@ mod harness;
 mod http;
 mod json_worker;
 mod legacy;
+mod operations;
 mod parity;
 mod raw;
 mod rest;

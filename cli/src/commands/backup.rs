@@ -78,7 +78,8 @@ impl Run for BackupArgs {
 impl Session {
     /// Into a directory that has another name until it is whole and on the disk.
     async fn download(&self, to: &Path) -> Result<(u64, u64), CommandError> {
-        let refuse = |why: &str| CommandError::other(Exit::StoreUnwritable, format!("{}: {why}", to.display()));
+        let refuse =
+            |why: &str| CommandError::other(Exit::StoreUnwritable, format!("{}: {why}", to.display()));
         if to.exists() {
             return Err(refuse("it is there already; a backup goes into a directory of its own"));
         }
@@ -168,7 +169,10 @@ impl Receiving {
 }
 
 fn unreadable() -> CommandError {
-    CommandError::other(Exit::Failure, "the server broke off in the middle, or sent what is no backup; try again")
+    CommandError::other(
+        Exit::Failure,
+        "the server broke off in the middle, or sent what is no backup; try again",
+    )
 }
 
 /// A name, not a path: what a server says must not lead out of the directory.
