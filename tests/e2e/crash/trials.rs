@@ -33,7 +33,8 @@ const IN_FLIGHT: usize = 6;
 const WORKERS: u64 = 3;
 /// Enough for every moment of a kill to meet work, few enough to be done soon.
 const TASKS_PER_TRIAL: u64 = 250;
-const LIMITS: &str = "lease_ms = 400, beat_ms = 100, resume_ms = 300";
+/// With next to no room for payloads in memory: nearly all are read back when their task is dispatched.
+const LIMITS: &str = "lease_ms = 400, beat_ms = 100, resume_ms = 300, resident_payload_bytes = 2000";
 /// More attempts than any task can lose.
 const RETRY: RetryPolicy = RetryPolicy { max_attempts: 1000, initial_backoff_ms: 10, max_backoff_ms: 60 };
 /// Longer than the whole run.
