@@ -93,8 +93,17 @@ impl Server {
 
     /// The most memory it has held so far, in bytes.
     pub(crate) fn peak_memory(&self) -> u64 {
+        self.memory_of("VmHWM:")
+    }
+
+    /// The memory it holds, in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory_of("VmRSS:")
+    }
+
+    fn memory_of(&self, what: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB"));
+        let kib = status.lines().find_map(|line| line.strip_prefix(what)?.strip_suffix("kB"));
         kib.unwrap().trim().parse::<u64>().unwrap() * 1024
     }
 
