@@ -9,6 +9,7 @@ use crate::{
     case::{Case, Mode},
     conditions, files, matrix,
     result::{CaseResult, GoalResult, Pair},
+    settings::Size,
     stage::Stage,
 };
 
@@ -62,7 +63,9 @@ pub async fn run(settings: &Settings, mut each: impl FnMut(&CaseResult)) -> Resu
             result.pairs.push(pair);
             bar.inc(1);
         }
-        result.goals = goals(case, &result);
+        if settings.size == Size::Full {
+            result.goals = goals(case, &result);
+        }
         bar.suspend(|| each(&result));
         report.cases.push(result);
     }
