@@ -10,6 +10,7 @@ mod config;
 mod exit;
 mod json;
 mod log;
+mod open_files;
 mod output;
 mod serve;
 mod view;

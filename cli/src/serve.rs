@@ -18,15 +18,19 @@ use crewcall::{
 use tokio::task::{JoinError, JoinHandle};
 use tonic::service::Routes;
 
-use crate::{config::Config, exit::Exit, log};
+use crate::{config::Config, exit::Exit, log, open_files};
 
 /// Runs the server until a signal ends it.
 pub(crate) fn run(config: Config) -> Exit {
-    run_with(config, |_| ())
+    run_with(config, |_| None)
 }
 
+/// What runs in the same process and needs the server. It must end at the signal that ends the server, which waits
+/// for it.
+pub(crate) type Companion = JoinHandle<()>;
+
 /// [`run`]; `ready` is told the address once it is open, within the server's runtime.
-pub(crate) fn run_with(config: Config, ready: impl FnOnce(SocketAddr)) -> Exit {
+pub(crate) fn run_with(config: Config, ready: impl FnOnce(SocketAddr) -> Option<Companion>) -> Exit {
     log::start(&config.log, config.log_format);
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -72,7 +76,10 @@ impl ServeError {
     }
 }
 
-async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<Exit, ServeError> {
+async fn serve(
+    config: Config,
+    ready: impl FnOnce(SocketAddr) -> Option<Companion>,
+) -> Result<Exit, ServeError> {
     // Everything that can be wrong with the settings is found before anybody is told that the server is up.
     let tls = match config.tls().map_err(ServeError::Settings)? {
         Some((cert, key)) => Some(tls::load(cert, key)?),
@@ -81,6 +88,7 @@ async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<Exit, S
     let limits = config.limits().map_err(ServeError::Settings)?;
     // From here on a signal ends the server in order, however early it comes.
     let mut signals = Signals::install().map_err(ServeError::System)?;
+    open_files::raise_limit();
     let listener = listener::bind(&config.listen).await?;
     let address = listener.local_addr().map_err(ServeError::System)?;
 
@@ -101,8 +109,10 @@ async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<Exit, S
     warn_if_open(&config, address);
     announce(address, tls.is_some(), &described);
     let edges = tokio::spawn(listener::serve(listener, tls, app, config.listener(), shutdown.clone()));
-    ready(address);
-    Running { shutdown, edges, handle, engine, grace: config.shutdown_grace }.until_ended(&mut signals).await
+    let companion = ready(address);
+    Running { companion, shutdown, edges, handle, engine, grace: config.shutdown_grace }
+        .until_ended(&mut signals)
+        .await
 }
 
 /// gRPC and HTTP as one router, with one fallback that answers each in its own words.
@@ -116,6 +126,7 @@ fn app(mut services: Routes, gateway: Router) -> Router {
 
 /// Every long-lived part of the server, started together and stopped together.
 struct Running {
+    companion: Option<Companion>,
     shutdown: Shutdown,
     edges: JoinHandle<listener::Closed>,
     handle: Handle,
@@ -145,8 +156,12 @@ impl Running {
     }
 
     async fn end(self) -> Result<Exit, ServeError> {
-        let Self { shutdown, mut edges, handle, engine, grace } = self;
+        let Self { companion, shutdown, mut edges, handle, engine, grace } = self;
         let deadline = tokio::time::Instant::now() + grace;
+        if let Some(companion) = companion {
+            // Told by the server that it stops, it would look for the next one, and complain that there is none.
+            tokio::time::timeout_at(deadline, companion).await.ok();
+        }
         shutdown.stop();
         if tokio::time::timeout_at(deadline, handle.shutdown()).await.is_err() {
             tracing::warn!("some tasks still run after the grace; their workers may come back with them");

@@ -20,3 +20,4 @@ mod parity;
 mod raw;
 mod rest;
 mod serve;
+mod slow_readers;

@@ -46,11 +46,11 @@ pub(crate) fn run(args: DevArgs) -> Exit {
     };
     let key = args.worker_key;
     serve::run_with(config, move |address| {
-        tokio::spawn(async move {
+        Some(tokio::spawn(async move {
             if let Err(error) = work(address, key).await {
                 error.report(&Output::new(false));
             }
-        });
+        }))
     })
 }
 
@@ -70,8 +70,7 @@ fn settings(args: &DevArgs) -> Result<Config, clap::Error> {
     })
 }
 
-/// The sample worker, over the real socket. It leaves at the signal that stops the server: told only by the server,
-/// it would try to come back.
+/// The sample worker, over the real socket. It leaves at the signal that stops the server, before the server does.
 async fn work(address: SocketAddr, key: Option<Secret>) -> Result<(), CommandError> {
     let mut signals = Signals::install()?;
     let address = reachable(address);
