@@ -1,5 +1,7 @@
 //! A wire that is cut while a result is on it.
 
+use std::time::Duration;
+
 use crewcall_sdk::{Worker, proto::TaskState};
 use serde_json::{Value, json};
 
@@ -44,7 +46,13 @@ async fn a_result_cut_off_at_any_byte_counts_once() {
         proxy.cut_after(*way, *bytes, if index % 4 < 2 { Cut::Reset } else { Cut::Close });
         run.succeed(result.clone());
         proxy.has_cut().await;
-        let task = until_state(&client, &id, TaskState::Finished).await;
+        let end =
+            tokio::time::timeout(Duration::from_secs(20), until_state(&client, &id, TaskState::Finished));
+        let Ok(task) = end.await else {
+            let worker = worker.status().borrow().clone();
+            let why = client.explain(&id).await;
+            panic!("{way:?} after {bytes} bytes: it does not end: {why:?}, {worker:?}, {}", server.log());
+        };
         let told = crewcall_sdk::error::outcome_result(task.outcome.clone()).unwrap();
         assert_eq!(told.decode::<Value>().unwrap(), result, "{way:?} after {bytes} bytes");
         assert_eq!((task.attempt, task.attempts.len()), (1, 0), "{way:?} after {bytes} bytes: {task:?}");
