@@ -139,7 +139,8 @@ fn run_all(seeds: &Seeds) -> (u64, Figures) {
             });
         }
     });
-    if let Some(seed) = *lock() {
+    let failed = *lock();
+    if let Some(seed) = failed {
         panic!("seed {seed} failed, see above; again: CREWCALL_SIM_SEED={seed} ./test core -- simulation");
     }
     let last = seeds.last.min(next.into_inner() - 1);

@@ -268,7 +268,7 @@ fn task_with_key(trial: &Trial, random: &mut StdRng) -> (u64, String, NewTask) {
     // Above every number that is counted up.
     let number = (1 << 40) + trial.last * 100 + number;
     // A large one is told from another also when neither is in memory.
-    let bytes = if number % 5 == 0 { 70_000 } else { 0 };
+    let bytes = if number.is_multiple_of(5) { 70_000 } else { 0 };
     let payload = json!({"number": number, "ms": number % 30, "bytes": bytes, "blob": blob(number, bytes)});
     let task = TaskBuilder::new("work")
         .payload(&payload)
