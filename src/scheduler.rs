@@ -355,9 +355,9 @@ impl Scheduler {
     fn adopt_restored_tasks(&mut self) {
         self.lives.reserve(self.ledger.len());
         // By id, that is by age: the order of the rows is the store's.
-        let mut by_id: Vec<(TaskId, Slot)> = Vec::with_capacity(self.ledger.len());
+        let mut by_id: Vec<(TaskId, u32)> = Vec::with_capacity(self.ledger.len());
         for (slot, task) in self.ledger.iter() {
-            by_id.push((task.id, slot));
+            by_id.push((task.id, slot as u32));
             // The slabs run in step: the ledger's keys of a fresh slab are dense and in order.
             let key = self.lives.insert(Live::new(0, false, self.now));
             debug_assert_eq!(key, slot);
@@ -365,11 +365,11 @@ impl Scheduler {
         by_id.sort_unstable();
         let mut like = None;
         for (_, slot) in &by_id {
-            self.adopt(*slot, &mut like);
+            self.adopt(*slot as Slot, &mut like);
         }
         // Lines are in the order in which tasks became ready; of those with a worker, it took them.
-        by_id.sort_by_key(|(_, slot)| self.lives[*slot].ready_since);
-        for (_, slot) in by_id {
+        by_id.sort_by_key(|(_, slot)| self.lives[*slot as Slot].ready_since);
+        for slot in by_id.into_iter().map(|(_, slot)| slot as Slot) {
             self.next_place += 1;
             let live = &mut self.lives[slot];
             live.place = self.next_place;

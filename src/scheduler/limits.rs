@@ -171,7 +171,7 @@ impl Default for Limits {
             wait_ms: 300_000,
             tasks: 2_000_000,
             total_bytes: 2 << 30,
-            resident_payload_bytes: 32 << 20,
+            resident_payload_bytes: 16 << 20,
             queue_tasks: 1_000_000,
             queues: 100_000,
             submit_tasks: 10_000,
