@@ -1,5 +1,5 @@
 //! One port for everything: gRPC (HTTP/2 with prior knowledge, or by ALPN under TLS), HTTP/1 and WebSocket
-//! upgrades, all served by one [`Router`].
+//! upgrades, all served by one [`App`].
 //!
 //! The accept loop is ours because the ready-made ones leave the door open (tonic 0.14.9, axum 0.8.9): no
 //! limit on connections, no deadline for a client that says nothing, no way to set the HTTP/2 guards, no
@@ -27,11 +27,9 @@ use std::{
 };
 
 use axum::{
-    Router,
     body::Body,
     extract::ConnectInfo,
     http::{Request, Response},
-    routing::future::RouteFuture,
 };
 use hyper::body::{Body as _, Incoming};
 use hyper_util::{
@@ -43,7 +41,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
-use tower::Service as _;
+use tower::Service;
 
 use crate::shutdown::Shutdown;
 
@@ -190,21 +188,23 @@ pub struct Closed {
 /// more is accepted, each connection ends after its open requests, and this returns when the last has ended;
 /// on [`Shutdown::cut`] what is left is closed. A connection that was upgraded (WebSocket) belongs to the
 /// handler that took it, which should watch the same shutdown; it counts as open until it closes.
-pub async fn serve(
+pub async fn serve<A>(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
-    app: Router,
+    app: A,
     settings: ListenerSettings,
     shutdown: Shutdown,
-) -> Closed {
+) -> Closed
+where
+    A: App,
+{
     let door = Door::new(settings.max_connections, settings.max_connections_per_ip);
     // The connections follow a shutdown of ours, so that they are counted before they are cut.
     let connections = Shutdown::new();
     let server = Arc::new(Server {
         http: http_builder(&settings),
         tls: tls.map(TlsAcceptor::from),
-        // State is resolved here, once, not for every request.
-        app: app.with_state(()),
+        app,
         settings,
         shutdown: connections.clone(),
     });
@@ -229,7 +229,7 @@ pub async fn serve(
     }
 }
 
-async fn accept_all(listener: &TcpListener, door: &Door, server: &Arc<Server>) -> Infallible {
+async fn accept_all<A: App>(listener: &TcpListener, door: &Door, server: &Arc<Server<A>>) -> Infallible {
     let mut log = LogLimit::default();
     let mut pause = Pause::default();
     loop {
@@ -293,15 +293,15 @@ fn http_builder(settings: &ListenerSettings) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-struct Server {
+struct Server<A> {
     http: auto::Builder<TokioExecutor>,
     tls: Option<TlsAcceptor>,
-    app: Router,
+    app: A,
     settings: ListenerSettings,
     shutdown: Shutdown,
 }
 
-impl Server {
+impl<A: App> Server<A> {
     /// One connection from accept to close.
     async fn connection(
         &self,
@@ -318,7 +318,7 @@ impl Server {
             () = shutdown.stopping() => return Ok(()),
         };
         let body_timeout = (protocol == Protocol::Http1).then_some(self.settings.body_timeout);
-        let app = App { router: self.app.clone(), peer, body_timeout };
+        let app = PeerApp { app: self.app.clone(), peer, body_timeout };
         let mut connection = pin!(self.http.serve_connection_with_upgrades(TokioIo::new(transport), app));
         tokio::select! {
             biased;
@@ -348,18 +348,37 @@ impl Server {
     }
 }
 
-/// The router as seen from one connection.
-struct App {
-    router: Router,
+/// What answers requests: always ready, and cheap to clone. A [`Router`](axum::Router) is one.
+pub trait App:
+    Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<A> App for A where
+    A: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// The app as seen from one connection.
+struct PeerApp<A> {
+    app: A,
     peer: SocketAddr,
     /// Set for HTTP/1 only.
     body_timeout: Option<Duration>,
 }
 
-impl hyper::service::Service<Request<Incoming>> for App {
+impl<A: App> hyper::service::Service<Request<Incoming>> for PeerApp<A> {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = RouteFuture<Infallible>;
+    type Future = A::Future;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let mut request = match self.body_timeout {
@@ -369,8 +388,7 @@ impl hyper::service::Service<Request<Incoming>> for App {
             _ => request.map(Body::new),
         };
         request.extensions_mut().insert(ConnectInfo(self.peer));
-        // A router is an Arc, and always ready.
-        self.router.clone().call(request)
+        self.app.clone().call(request)
     }
 }
 

@@ -15,6 +15,7 @@ use crewcall::{
     shutdown::{Shutdown, Signals},
     store::{EmbeddedStore, MemoryStore, Store},
 };
+use crewcall_gateway::Gateway;
 use tokio::task::{JoinError, JoinHandle};
 use tonic::service::Routes;
 
@@ -104,8 +105,8 @@ async fn serve(
         worker_key: config.worker_key.as_ref().map(|key| key.expose().to_owned()),
         shutdown: shutdown.clone(),
     };
-    let gateway = crewcall_gateway::router(handle.clone(), config.gateway(shutdown.clone()));
-    let app = app(rpc::routes(&handle, &rpc).await, gateway);
+    let gateway = Gateway::new(handle.clone(), config.gateway(shutdown.clone()));
+    let app = gateway.front(app(rpc::routes(&handle, &rpc).await, gateway.router()));
     warn_if_open(&config, address);
     announce(address, tls.is_some(), &described);
     let edges = tokio::spawn(listener::serve(listener, tls, app, config.listener(), shutdown.clone()));

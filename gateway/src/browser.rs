@@ -74,6 +74,11 @@ fn check(
     Ok(())
 }
 
+/// Whether the request can only come from a program, which nothing here concerns.
+pub(crate) fn is_of_program(headers: &HeaderMap) -> bool {
+    !headers.contains_key(header::ORIGIN) && !is_browser(headers)
+}
+
 /// Browsers send at least one of these with everything, WebSocket handshakes included, and no page can
 /// prevent it.
 fn is_browser(headers: &HeaderMap) -> bool {

@@ -43,6 +43,11 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Room for what stands around the parameters, and for white space in them.
 const BODY_OVERHEAD: usize = 1 << 20;
 
+/// Where calls are handed in, and
+pub(crate) const EXECUTE_PATH: &str = "/api/execute";
+/// where their outcomes are fetched, by the id behind it.
+pub(crate) const RESULT_PATH: &str = "/api/result/";
+
 static OPTIONS: LazyLock<Arc<TaskOptions>> = LazyLock::new(|| {
     Arc::new(TaskOptions {
         queue_timeout_ms: QUEUE_TIMEOUT.as_millis() as u64,
@@ -199,6 +204,17 @@ pub(crate) async fn execute_unencrypted(State(legacy): State<Arc<Legacy>>, reque
         }
         Err(message) => text(StatusCode::BAD_REQUEST, &message),
     }
+}
+
+/// The whole answer to `POST /api/execute`, as the router would give it to a program.
+pub(crate) async fn answer_call(legacy: Arc<Legacy>, request: Request) -> Response {
+    execute(State(legacy), request).await
+}
+
+/// The same for `GET /api/result/{id}`, when the id is not percent-encoded.
+pub(crate) async fn answer_result(legacy: Arc<Legacy>, request: Request) -> Response {
+    let id = request.uri().path().strip_prefix(RESULT_PATH).unwrap_or_default();
+    legacy.fetch(request.method(), id, Space::Plain).await
 }
 
 /// `GET /api/result/{id}`.

@@ -24,6 +24,7 @@ use crewcall::{handle::Handle, shutdown::Shutdown};
 use tower::ServiceExt as _;
 
 mod browser;
+mod front;
 mod legacy;
 mod legacy_worker;
 mod openapi;
@@ -31,8 +32,10 @@ mod page;
 mod problem;
 mod v1;
 
+pub use front::Front;
 use legacy::Legacy;
 pub use problem::Problem;
+use v1::Edge;
 
 /// What the HTTP edge needs to know.
 #[derive(Clone)]
@@ -77,13 +80,36 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// The whole route table. It has no fallback of its own: give [`fallback`] to the router that this one is merged
-/// into, next to the gRPC services.
-pub fn router(handle: Handle, settings: Settings) -> Router {
+/// The HTTP edge of one engine.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    v1: Arc<Edge>,
+    legacy: Arc<Legacy>,
+}
+
+impl Gateway {
+    /// The edge of the engine behind `handle`.
+    pub fn new(handle: Handle, settings: Settings) -> Self {
+        Self { v1: Edge::new(handle.clone(), &settings), legacy: Legacy::new(handle, settings) }
+    }
+
+    /// The whole route table. It has no fallback of its own: give [`fallback`] to the router that this one is merged
+    /// into, next to the gRPC services.
+    pub fn router(&self) -> Router {
+        router(Arc::clone(&self.v1), Arc::clone(&self.legacy))
+    }
+
+    /// The way into `routes`, which must hold [`router`](Self::router): the same answers, the common ones sooner.
+    pub fn front(&self, routes: Router) -> Front {
+        Front::new(self.clone(), routes)
+    }
+}
+
+fn router(v1: Arc<Edge>, legacy: Arc<Legacy>) -> Router {
+    let settings = legacy.settings.clone();
     let allowed: Arc<[String]> = settings.allowed_origins.clone().into();
     let opens_encrypted = settings.legacy_open_encrypted;
-    let v1 = v1::routes(handle.clone(), &settings);
-    let legacy = Legacy::new(handle, settings.clone());
+    let v1 = v1::routes(v1, &settings);
 
     let health =
         Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(settings);
@@ -115,7 +141,7 @@ pub fn router(handle: Handle, settings: Settings) -> Router {
         .layer(middleware::from_fn_with_state(allowed, browser::guard))
 }
 
-/// The answer to every path that `routes`, the router of [`router`], does not serve as it is written: a path with
+/// The answer to every path that `routes`, the router of [`Gateway::router`], does not serve as it is written: a path with
 /// doubled slashes is cleaned and tried again; else gRPC status `UNIMPLEMENTED` for gRPC requests, and a 404 problem.
 pub fn fallback(routes: Router) -> Router {
     let routes = routes.fallback(not_found);

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::{Settings, fallback, router};
+use super::{Gateway, Settings, fallback};
 
 mod legacy;
 
@@ -49,8 +49,10 @@ impl Server {
         settings.legacy_result_hold = PATIENCE;
         change(&mut settings);
         let (handle, engine) = engine::start(Limits::default(), Box::new(MemoryStore::default())).unwrap();
-        let routes = router(handle.clone(), settings);
+        let gateway = Gateway::new(handle.clone(), settings);
+        let routes = gateway.router();
         let app = Router::new().merge(routes.clone()).fallback_service(fallback(routes));
+        let app = gateway.front(app);
         let listener = listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let edges = tokio::spawn(listener::serve(listener, None, app, port, shutdown.clone()));

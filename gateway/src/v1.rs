@@ -36,6 +36,8 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub(crate) use call::{PATH as CALL_PATH, answer as answer_call};
+
 use crate::{Problem, Settings, openapi};
 
 mod admin;
@@ -53,7 +55,7 @@ mod tasks;
 mod worker;
 
 /// What the handlers share.
-struct Edge {
+pub(crate) struct Edge {
     handle: Handle,
     worker_key: Option<String>,
     shutdown: Shutdown,
@@ -65,16 +67,22 @@ impl fmt::Debug for Edge {
     }
 }
 
+impl Edge {
+    pub(crate) fn new(handle: Handle, settings: &Settings) -> Arc<Self> {
+        let (worker_key, shutdown) = (settings.worker_key.clone(), settings.shutdown.clone());
+        Arc::new(Self { handle, worker_key, shutdown })
+    }
+}
+
 /// The routes of REST v1.
-pub(crate) fn routes(handle: Handle, settings: &Settings) -> Router {
-    let edge = Edge { handle, worker_key: settings.worker_key.clone(), shutdown: settings.shutdown.clone() };
+pub(crate) fn routes(edge: Arc<Edge>, settings: &Settings) -> Router {
     let allowed: Arc<[String]> = settings.allowed_origins.clone().into();
     documented()
         .split_for_parts()
         .0
         .route("/openapi.json", get(openapi::document))
         .method_not_allowed_fallback(method_not_allowed)
-        .with_state(Arc::new(edge))
+        .with_state(edge)
         .layer(middleware::from_fn_with_state(allowed, share))
         .layer(middleware::from_fn(finish))
 }
@@ -112,6 +120,8 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
 }
 
+const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+
 /// What every answer has: a problem names the path it is about, and no browser guesses types.
 async fn finish(request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
@@ -123,7 +133,7 @@ async fn finish(request: Request, next: Next) -> Response {
             response.headers_mut().insert(header::ALLOW, allow);
         }
     }
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
     response
 }
 

@@ -48,7 +48,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
 }
 
 impl Params {
-    fn parse(query: &str) -> Self {
+    pub(super) fn parse(query: &str) -> Self {
         Self { left: form_urlencoded::parse(query.as_bytes()).into_owned().collect(), known: Vec::new() }
     }
 

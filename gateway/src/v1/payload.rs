@@ -121,6 +121,9 @@ fn normal_type(given: &str) -> String {
 
 /// Whether a payload of this type is JSON.
 fn is_json(content_type: &str) -> bool {
+    if content_type.is_empty() {
+        return true;
+    }
     let essence = content_type.split(';').next().unwrap_or_default().trim_end().to_ascii_lowercase();
     essence.is_empty() || essence == JSON || essence.ends_with("+json")
 }
