@@ -86,6 +86,17 @@ impl Handle {
         Ok(Pipe { handle: self.clone(), conn, outbox, calls: Mutex::default() })
     }
 
+    /// A stream that tells of the ends of the tasks that are handed in with it.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn ends(&self) -> Result<Ends> {
+        let conn = self.new_conn();
+        let outbox = Outbox::default();
+        self.send(Message::Open { conn, stream: Stream::Pipe(outbox.clone()) }).await?;
+        Ok(Ends { handle: self.clone(), conn, outbox })
+    }
+
     /// One task as it stands, without its payload.
     ///
     /// # Errors
@@ -112,6 +123,13 @@ impl Handle {
     pub async fn take(&self, id: TaskId) -> Result<TaskView> {
         let (take, with_payload) = (true, false);
         self.ask_task(Command::Get { id, take, with_payload, waiter: Waiter::default() }).await
+    }
+
+    /// Forgets the task if it has ended: its outcome has been read. Whether it is there is not told.
+    pub fn forget(&self, id: TaskId) {
+        let (take, with_payload) = (true, false);
+        let command = Command::Get { id, take, with_payload, waiter: Waiter::default() };
+        self.send_later(Message::Command(command));
     }
 
     /// Waits until the task has ended, or `wait` has passed. The outcome stays where it is.
@@ -510,6 +528,51 @@ impl Drop for Pipe {
     fn drop(&mut self) {
         let calls = self.calls.get_mut().drain().collect();
         self.handle.send_later(Message::HungUp { conn: self.conn, calls });
+    }
+}
+
+/// Tasks handed in one by one, whose ends are told together: one wake-up for all that end in a round of the engine,
+/// and no question asked for each of them. Dropping it ends the stream, and no task.
+#[derive(Debug)]
+pub struct Ends {
+    handle: Handle,
+    conn: ConnId,
+    outbox: Outbox<(u64, Reply)>,
+}
+
+impl Ends {
+    /// Takes a task as [`Handle::submit`] does. Its end, or that there will be none while the server stops, is told
+    /// under `number`.
+    ///
+    /// # Errors
+    /// When the task is refused.
+    pub async fn submit(&self, number: u64, task: NewTask) -> Result<Accepted> {
+        let (id, waiter) = (task.id, Waiter { conn: self.conn, tag: number });
+        let tag = self.handle.shared.next_tag.fetch_add(1, Ordering::Relaxed);
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Submit { tasks: vec![task], waiter: Waiter::default() };
+        self.handle.send(Message::Ask { command, tag, reply }).await?;
+        // Not after the answer: the engine takes both in one round.
+        self.handle.send(Message::Command(Command::Await { id, waiter })).await?;
+        match answer.await.map_err(|_| stopped())? {
+            Reply::Submitted(mut results) => {
+                results.pop().unwrap_or_else(|| Err(Error::new(Reason::Internal, "internal error")))
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// `Ended`, or `Refused` with the reason why nothing more will be told: of a task that was not accepted
+    /// `task_not_found`. Ends normally with this stream.
+    pub fn outbox(&self) -> Outbox<(u64, Reply)> {
+        self.outbox.clone()
+    }
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.outbox.close(None);
+        self.handle.send_later(Message::Gone { conn: self.conn });
     }
 }
 

@@ -4,21 +4,26 @@
 //! refused when no live worker serves the method, and forgotten when the outcome is read. `docs/legacy.md`
 //! tells what differs from the original, and why.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
-use axum::body::to_bytes;
+use axum::body::{Body, to_bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use crewcall::error::{Error, ErrorKind, Reason};
-use crewcall::handle::Handle;
+use crewcall::handle::{Ends, Handle};
+use crewcall::outbox::Outbox;
+use crewcall::scheduler::Reply;
 use crewcall::task::{ExpiredReason, NewTask, Outcome, Payload, TaskError, TaskId, TaskOptions};
+
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
 use crate::Settings;
 use crate::legacy_worker::Crew;
-use calls::{Call, Calls, RETENTION, Space};
+use calls::{Call, Calls, Found, RETENTION, Space, Want};
 
 pub(crate) mod calls;
 pub(crate) mod crypto;
@@ -62,12 +67,13 @@ pub(crate) struct Legacy {
     pub(crate) handle: Handle,
     pub(crate) settings: Settings,
     pub(crate) calls: Calls,
+    ends: OnceCell<Ends>,
     pub(crate) crew: Crew,
 }
 
 impl Legacy {
     pub(crate) fn new(handle: Handle, settings: Settings) -> Arc<Self> {
-        Arc::new(Self { handle, settings, calls: Calls::default(), crew: Crew::default() })
+        Arc::new(Self { handle, settings, calls: Calls::default(), ends: OnceCell::new(), crew: Crew::default() })
     }
 
     async fn body(&self, request: Request) -> Result<Bytes, Response> {
@@ -84,80 +90,84 @@ impl Legacy {
         let options = Arc::clone(&OPTIONS);
         let task =
             NewTask { id, method, payload, options, idempotency_key: String::new(), only_if_served: true };
-        let accepted = match self.handle.submit(vec![task]).await.map(|mut results| results.pop()) {
-            Ok(Some(accepted)) => accepted.map(|_| ()),
-            Ok(None) => Err(Error::new(Reason::Internal, "internal error")),
-            Err(error) => Err(error),
+        let ends = match self.ends().await {
+            Ok(ends) => ends,
+            Err(error) => return refusal(&error),
         };
-        match accepted {
-            Ok(()) => {
-                self.calls.begin(id, call);
-                let legacy = Arc::clone(self);
-                // For the counts of the status page, which tell what has ended and was not fetched.
-                tokio::spawn(async move {
-                    legacy.handle.wait(id, Duration::MAX).await.ok();
-                    legacy.calls.ended(id);
-                });
+        let begun = self.calls.begin(id, call);
+        match ends.submit(begun.number, task).await {
+            Ok(_) => {
+                begun.keep();
                 answer(b"null", "processing", id)
             }
             // A name that no worker can register is a method that no worker serves.
             Err(error) if matches!(error.reason, Reason::MethodNotServed | Reason::InvalidField) => {
-                self.calls.refuse(id, call, NO_WORKER);
+                begun.refuse(NO_WORKER);
                 answer(&quoted(NO_WORKER), "error", id)
             }
             Err(error) => refusal(&error),
         }
     }
 
+    /// The stream of the ends of calls, opened for the first one.
+    async fn ends(self: &Arc<Self>) -> Result<&Ends, Error> {
+        let open = async || {
+            let ends = self.handle.ends().await?;
+            tokio::spawn(hear(Arc::downgrade(self), ends.outbox()));
+            Ok(ends)
+        };
+        self.ends.get_or_try_init(open).await
+    }
+
     /// The outcome of a call, for whoever asks in `space`.
     async fn fetch(&self, method: &Method, name: &str, space: Space) -> Response {
         // The spelling counts, as it did.
-        let id = name.parse::<TaskId>().ok().filter(|id| id.to_string() == name);
-        let Some((id, call)) = id.and_then(|id| Some((id, self.calls.get(id)?))) else {
+        let Some(id) = name.parse::<TaskId>().ok().filter(|id| *name == *spelled(*id, &mut [0; 36])) else {
             return not_found(space);
         };
-        let opened = call.space == Space::Encrypted && space == Space::Plain;
-        // An opened call can be had in clear, as some SDKs ask for it.
-        if call.space != space && !(opened && call.secret.is_some()) {
-            return not_found(space);
-        }
-        // A HEAD shows no outcome, so it must not use it up either.
-        let consume = method != Method::HEAD;
-        if let Some(why) = call.refused {
-            return match !consume || self.calls.take(id).is_some() {
-                true => answer(&quoted(why), "error", id),
-                false => not_found(space),
-            };
-        }
         let hold = self.settings.legacy_result_hold;
-        if consume && !hold.is_zero() {
-            // Whatever ends the wait, the outcome is still there: it is taken only now, and dropping this
-            // future, as a caller that hangs up does, takes nothing.
-            self.handle.wait(id, hold).await.ok();
-        }
-        let view = match consume {
-            true => self.handle.take(id).await,
-            false => self.handle.get(id).await,
+        let found = match method {
+            // It shows no outcome, so it must not use it up either.
+            &Method::HEAD => self.calls.find(id, space, Want::Look),
+            _ if hold.is_zero() => self.calls.find(id, space, Want::Take),
+            _ => match self.calls.find(id, space, Want::TakeOrWait) {
+                // Whatever ends the wait, the outcome is still there: it is taken only with the answer, and dropping
+                // this future, as a caller that hangs up does, takes nothing.
+                Found::Runs(Some(told)) => {
+                    timeout(hold, told).await.ok();
+                    self.calls.find(id, space, Want::Take)
+                }
+                found => found,
+            },
         };
-        let view = match view {
-            Ok(view) => view,
-            Err(error) if error.reason == Reason::TaskNotFound => {
-                self.calls.take(id);
-                return not_found(space);
+        match found {
+            Found::Nothing => not_found(space),
+            Found::Runs(_) => answer(b"null", "processing", id),
+            Found::Refused(why) => answer(&quoted(why), "error", id),
+            Found::Ended { outcome, secret, opened } => {
+                if method != Method::HEAD {
+                    self.handle.forget(id);
+                }
+                match result_of(&outcome, secret.as_deref()) {
+                    // The one status that the helper which asks for opened results waits for.
+                    Ok(result) if opened => answer(&result, "completed", id),
+                    Ok(result) => answer(&result, "done", id),
+                    Err(message) => answer(&quoted(&message), "error", id),
+                }
             }
-            Err(error) => return refusal(&error),
-        };
-        let Some(outcome) = view.state.outcome() else { return answer(b"null", "processing", id) };
-        if consume {
-            self.calls.take(id);
         }
-        let sealed = call.secret.as_deref().filter(|_| space == Space::Encrypted);
-        match result_of(outcome, sealed) {
-            // The one status that the helper which asks for opened results waits for.
-            Ok(result) if opened => answer(&result, "completed", id),
-            Ok(result) => answer(&result, "done", id),
-            Err(message) => answer(&quoted(&message), "error", id),
-        }
+    }
+}
+
+/// Hears of the ends of calls, as long as the edge lives and the engine.
+async fn hear(legacy: Weak<Legacy>, outbox: Outbox<(u64, Reply)>) {
+    let mut told = Vec::new();
+    while matches!(outbox.take(&mut told).await, Ok(true)) {
+        let Some(legacy) = legacy.upgrade() else { return };
+        legacy.calls.hear(told.drain(..));
+    }
+    if let Some(legacy) = legacy.upgrade() {
+        legacy.calls.let_all_go();
     }
 }
 
@@ -290,10 +300,25 @@ pub(crate) fn quoted(text: &str) -> Vec<u8> {
 
 fn answer(result: &[u8], status: &str, id: TaskId) -> Response {
     let mut body = Vec::with_capacity(result.len() + 96);
-    body.extend_from_slice(b"{\"result\":");
-    body.extend_from_slice(result);
-    body.extend_from_slice(format!(",\"status\":\"{status}\",\"taskId\":\"{id}\"}}\n").as_bytes());
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+    for part in [
+        b"{\"result\":",
+        result,
+        b",\"status\":\"",
+        status.as_bytes(),
+        b"\",\"taskId\":\"",
+        spelled(id, &mut [0; 36]).as_bytes(),
+        b"\"}\n",
+    ] {
+        body.extend_from_slice(part);
+    }
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// An id as text, without a string of its own.
+pub(crate) fn spelled(id: TaskId, buffer: &mut [u8; 36]) -> &str {
+    id.0.hyphenated().encode_lower(buffer)
 }
 
 fn not_found(space: Space) -> Response {
