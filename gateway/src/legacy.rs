@@ -73,7 +73,13 @@ pub(crate) struct Legacy {
 
 impl Legacy {
     pub(crate) fn new(handle: Handle, settings: Settings) -> Arc<Self> {
-        Arc::new(Self { handle, settings, calls: Calls::default(), ends: OnceCell::new(), crew: Crew::default() })
+        Arc::new(Self {
+            handle,
+            settings,
+            calls: Calls::default(),
+            ends: OnceCell::new(),
+            crew: Crew::default(),
+        })
     }
 
     async fn body(&self, request: Request) -> Result<Bytes, Response> {

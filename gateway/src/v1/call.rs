@@ -11,11 +11,11 @@ use crewcall::error::{Error, Reason};
 use crewcall::handle::Handle;
 use crewcall::task::{ExpiredReason, NewTask, Outcome, TaskId};
 
-use super::{Edge, NO_SNIFF};
 use super::dto::{self, AcceptedDto, LinksDto, OutcomeDto, PayloadDto, ProblemDto};
 use super::options::options;
 use super::params::{Params, Segment, read_body};
 use super::payload::{BodyProblem, of_body};
+use super::{Edge, NO_SNIFF};
 use crate::Problem;
 
 /// In front of the method.
