@@ -247,11 +247,11 @@ pub(crate) fn kind(value: &[u8]) -> &'static str {
 
 /// The members of an object, in order: name and value. `object` must have come from [`first_value`];
 /// anything that is not an object has none.
-pub(crate) fn members(object: &[u8]) -> impl Iterator<Item = (String, &[u8])> {
+pub(crate) fn members(object: &[u8]) -> impl Iterator<Item = (Cow<'_, str>, &[u8])> {
     let mut parts = parts(object, b'{');
     std::iter::from_fn(move || {
         let name = parts.next()?;
-        Some((string(name).unwrap_or_default(), parts.next()?))
+        Some((self::text(name).unwrap_or_default(), parts.next()?))
     })
 }
 
@@ -307,10 +307,15 @@ fn value_end(text: &[u8], mut at: usize) -> Option<usize> {
 /// The text of a string value; `None` for any other value. Lone surrogates and bytes that are not UTF-8
 /// become U+FFFD.
 pub(crate) fn string(value: &[u8]) -> Option<String> {
+    text(value).map(Cow::into_owned)
+}
+
+/// The same, without a copy when it stands as it is meant.
+pub(crate) fn text(value: &[u8]) -> Option<Cow<'_, str>> {
     let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     let inner = String::from_utf8_lossy(inner);
     if !inner.contains('\\') {
-        return Some(inner.into_owned());
+        return Some(inner);
     }
     let mut out = String::with_capacity(inner.len());
     let mut rest = &*inner;
@@ -345,7 +350,7 @@ pub(crate) fn string(value: &[u8]) -> Option<String> {
         rest = chars.as_str();
     }
     out.push_str(rest);
-    Some(out)
+    Some(out.into())
 }
 
 /// Four hexadecimal digits, and what follows them.

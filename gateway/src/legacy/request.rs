@@ -1,6 +1,8 @@
 //! Bodies of legacy requests, read as Go's `encoding/json` reads them: names of fields in any case, the
 //! last of several wins, unknown ones are ignored, `null` leaves a field as it is.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::{crypto, json, quoted};
@@ -102,7 +104,10 @@ pub(crate) fn with_key(body: &Bytes) -> Result<(Execute, String), String> {
 }
 
 /// The members of the object that `body` begins with; `null` has none.
-fn object<'a>(body: &'a [u8], go_type: &str) -> Result<impl Iterator<Item = (String, &'a [u8])>, String> {
+fn object<'a>(
+    body: &'a [u8],
+    go_type: &str,
+) -> Result<impl Iterator<Item = (Cow<'a, str>, &'a [u8])>, String> {
     let value = json::first_value(body).map_err(|error| error.to_string())?;
     match json::kind(value) {
         "object" | "null" => Ok(json::members(value)),

@@ -10,16 +10,18 @@
 //! The three run side by side in one tokio task; the first to end ends all. So a worker that does not read
 //! keeps nobody waiting but its own writer, and that only for a time.
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use crewcall::engine::SessionItem;
 use crewcall::error::Error;
 use crewcall::scheduler::{AttemptEnd, AttemptResult, Frame, Tell};
-use crewcall::task::TaskError;
+use crewcall::task::{TaskError, TaskId};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::upgrade::Upgraded;
@@ -47,6 +49,8 @@ const MESSAGE_BYTES: usize = 16 << 20;
 /// Tasks that may wait to be written to one worker. The protocol has no bound for tasks in a worker's
 /// hands, so credit is renewed as tasks are written.
 const WINDOW: u64 = 1_024;
+/// Answers that are handed to the scheduler together.
+const ANSWERS: usize = 256;
 /// For a closing frame to a worker that may not read.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -179,28 +183,51 @@ impl Connection {
     // --- reader -----------------------------------------------------------------------------------
 
     async fn read(&self, stream: &mut SplitStream<Socket>) -> End {
-        while let Some(message) = stream.next().await {
-            let message = match message {
-                Ok(message) => message,
-                Err(error) => return End::broken(error),
-            };
+        let mut answers = Vec::new();
+        loop {
+            let mut next = stream.next().await;
             self.hear();
-            let text: Bytes = match message {
-                Message::Text(text) => text.into(),
-                Message::Binary(data) => data,
-                Message::Close(frame) => return End::Closed(frame.map(|frame| frame.code.into())),
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
-            };
-            if self.joined.initialized() {
-                if let Some(answer) = message::read(&text) {
-                    self.legacy.crew.finish(answer.id, answer.end).await;
+            let end = loop {
+                if let Err(end) = self.take(next, &mut answers).await {
+                    break Some(end);
                 }
-            // Boxed, as is what comes at the end: once in the life of a connection, and the most of its future.
-            } else if let Err(end) = Box::pin(self.register(&text)).await {
+                if answers.len() >= ANSWERS {
+                    break None;
+                }
+                // What is there already goes along.
+                match poll_fn(|cx| Poll::Ready(stream.poll_next_unpin(cx))).await {
+                    Poll::Ready(more) => next = more,
+                    Poll::Pending => break None,
+                }
+            };
+            if !answers.is_empty() {
+                self.legacy.crew.finish(answers.drain(..)).await;
+            }
+            if let Some(end) = end {
                 return end;
             }
         }
-        End::Broken(tungstenite::Error::ConnectionClosed)
+    }
+
+    /// What has come; an answer is put to the others.
+    async fn take(
+        &self,
+        message: Option<Result<Message, tungstenite::Error>>,
+        answers: &mut Vec<(TaskId, AttemptEnd)>,
+    ) -> Result<(), End> {
+        let message = message.unwrap_or(Err(tungstenite::Error::ConnectionClosed)).map_err(End::broken)?;
+        let text: Bytes = match message {
+            Message::Text(text) => text.into(),
+            Message::Binary(data) => data,
+            Message::Close(frame) => return Err(End::Closed(frame.map(|frame| frame.code.into()))),
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => return Ok(()),
+        };
+        if self.joined.initialized() {
+            answers.extend(message::read(&text).map(|answer| (answer.id, answer.end)));
+            return Ok(());
+        }
+        // Boxed, as is what comes at the end: once in the life of a connection, and the most of its future.
+        Box::pin(self.register(&text)).await
     }
 
     fn hear(&self) {

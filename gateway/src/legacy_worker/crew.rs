@@ -81,6 +81,19 @@ impl Member {
     pub(crate) fn is_idle(&self) -> bool {
         self.leases.lock().is_empty()
     }
+
+    async fn hand_in(&self, results: Vec<AttemptResult>) {
+        let leases: Vec<u64> = results.iter().map(|result| result.lease).collect();
+        // An error means that the engine has stopped; the connection learns that by itself.
+        self.session.say(Frame { results, ..Frame::default() }).await.ok();
+        // Only now: a worker without leases may be let go.
+        let mut held = self.leases.lock();
+        for lease in &leases {
+            held.remove(lease);
+        }
+        drop(held);
+        self.freed.notify_one();
+    }
 }
 
 impl Default for Crew {
@@ -119,16 +132,26 @@ impl Crew {
         }
     }
 
-    /// The answer to a task, from whomever; the first one counts.
-    pub(crate) async fn finish(&self, id: TaskId, end: AttemptEnd) {
-        let held = self.shard(id).lock().remove(&id);
-        let Some(Held { member, lease }) = held else { return };
-        let results = vec![AttemptResult { lease, seq: 0, end }];
-        // An error means that the engine has stopped; the connection learns that by itself.
-        member.session.say(Frame { results, ..Frame::default() }).await.ok();
-        // Only now: a worker without leases may be let go.
-        member.leases.lock().remove(&lease);
-        member.freed.notify_one();
+    /// Answers to tasks, from whomever; the first one to each counts. The scheduler hears of those together that stand
+    /// together and are of one worker.
+    pub(crate) async fn finish(&self, answers: impl Iterator<Item = (TaskId, AttemptEnd)>) {
+        let mut gathered: Option<(Arc<Member>, Vec<AttemptResult>)> = None;
+        for (id, end) in answers {
+            let held = self.shard(id).lock().remove(&id);
+            let Some(Held { member, lease }) = held else { continue };
+            let result = AttemptResult { lease, seq: 0, end };
+            match &mut gathered {
+                Some((other, results)) if Arc::ptr_eq(other, &member) => results.push(result),
+                _ => {
+                    if let Some((other, results)) = gathered.replace((member, vec![result])) {
+                        other.hand_in(results).await;
+                    }
+                }
+            }
+        }
+        if let Some((member, results)) = gathered {
+            member.hand_in(results).await;
+        }
     }
 
     /// The worker has gone: what it holds fails with `why`, its session ends.

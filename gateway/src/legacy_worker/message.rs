@@ -4,7 +4,7 @@ use bytes::Bytes;
 use crewcall::scheduler::{Assign, AttemptEnd};
 use crewcall::task::{Payload, TaskError, TaskId};
 
-use crate::legacy::{SEALED, json, json_of, quoted};
+use crate::legacy::{SEALED, json, json_of, quoted, spelled};
 
 /// The server's one question.
 pub(super) const PING: &str = "{\"type\":\"ping\"}\n";
@@ -29,12 +29,12 @@ pub(super) fn read(text: &Bytes) -> Option<Answer> {
     };
     let (mut kind, mut id, mut result, mut error) = (None, None, None, None);
     for (name, value) in json::members(value) {
-        match name.to_ascii_lowercase().as_str() {
-            "type" => kind = json::string(value),
-            "taskid" => id = json::string(value),
-            "result" => result = Some(value),
-            "error" => error = Some(value),
-            _ => {}
+        match () {
+            () if name.eq_ignore_ascii_case("type") => kind = json::text(value),
+            () if name.eq_ignore_ascii_case("taskId") => id = json::text(value),
+            () if name.eq_ignore_ascii_case("result") => result = Some(value),
+            () if name.eq_ignore_ascii_case("error") => error = Some(value),
+            () => {}
         }
     }
     if kind.as_deref() != Some("result") {
@@ -96,7 +96,9 @@ pub(super) fn task(assign: &Assign) -> Result<String, String> {
         out.extend_from_slice(&json_of(&assign.payload)?);
         "task"
     };
-    out.extend_from_slice(format!(",\"taskId\":\"{}\",\"type\":\"{kind}\"}}\n", assign.id).as_bytes());
+    for part in [",\"taskId\":\"", spelled(assign.id, &mut [0; 36]), "\",\"type\":\"", kind, "\"}\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
     String::from_utf8(out).map_err(|_| "the payload is not UTF-8".to_owned())
 }
 
@@ -178,7 +180,7 @@ mod tests {
             version: "".into(),
             payload,
             deadline: Timestamp::NEVER,
-            options: TaskOptions::shared_call(),
+            options: TaskOptions::shared_call().into(),
             pool: "".into(),
         }
     }

@@ -107,7 +107,7 @@ fn methods(value: &[u8]) -> Result<Vec<(String, Vec<String>)>, String> {
         }
         let (mut name, mut docs) = (None, Vec::new());
         for (field, value) in json::members(entry) {
-            match field.as_str() {
+            match &*field {
                 "name" => name = json::string(value),
                 "docs" => docs = json::elements(value).filter_map(json::string).collect(),
                 _ => {}
