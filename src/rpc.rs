@@ -11,10 +11,13 @@ use crate::proto::admin_server::AdminServer;
 use crate::proto::tasks_server::TasksServer;
 use crate::proto::worker_server::WorkerServer;
 use crate::shutdown::Shutdown;
+use lane::WithLane;
 
 mod admin;
 mod convert;
 mod download;
+mod frames;
+mod lane;
 mod status;
 mod tasks;
 mod worker;
@@ -34,31 +37,15 @@ impl fmt::Debug for RpcSettings {
     }
 }
 
-/// A frame of a stream is closed before it grows beyond this, unless a single entry is larger: gRPC libraries
-/// refuse messages of more than 4 MiB if they are not told otherwise.
-const FRAME_BYTES: usize = 1 << 20;
-/// What an entry takes beside its payload, generously.
-const ENTRY_BYTES: usize = 128;
-
-/// How many of the items, from the first, go into one frame: at least one.
-fn fitting<T>(items: &[T], size: impl Fn(&T) -> usize) -> usize {
-    let mut total = 0;
-    let fits = |item: &&T| {
-        total += size(item);
-        total <= FRAME_BYTES
-    };
-    items.iter().take_while(fits).count().max(1).min(items.len())
-}
-
 /// All services, health and reflection included. Must be called within a tokio runtime.
 pub async fn routes(handle: &Handle, settings: &RpcSettings) -> Routes {
     let most = handle.limits().message_bytes();
-    let tasks = TasksServer::new(tasks::TasksEdge::new(handle.clone()))
-        .max_decoding_message_size(most)
-        .max_encoding_message_size(usize::MAX);
-    let worker = WorkerServer::new(worker::WorkerEdge::new(handle.clone(), settings.worker_key.clone()))
-        .max_decoding_message_size(most)
-        .max_encoding_message_size(usize::MAX);
+    let tasks = tasks::TasksEdge::new(handle.clone());
+    let server =
+        TasksServer::new(tasks.clone()).max_decoding_message_size(most).max_encoding_message_size(usize::MAX);
+    let tasks = WithLane::new(server, tasks, most);
+    let worker = worker::WorkerEdge::new(handle.clone(), settings.worker_key.clone());
+    let worker = WithLane::new(WorkerServer::new(worker.clone()), worker, most);
     let admin = AdminServer::new(admin::AdminEdge::new(handle.clone()));
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<TasksServer<tasks::TasksEdge>>().await;

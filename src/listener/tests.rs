@@ -3,6 +3,7 @@
 use std::{future::pending, sync::Mutex};
 
 use axum::{
+    Router,
     extract::{Request as AxumRequest, State},
     http::{StatusCode, header},
     response::IntoResponse,

@@ -24,6 +24,15 @@ pub(super) enum Verb {
 // --- in -----------------------------------------------------------------------------------------------
 
 pub(super) fn new_task(task: Option<proto::NewTask>, verb: Verb) -> Result<NewTask> {
+    new_task_as(TaskId::generate, task, verb)
+}
+
+/// As `new_task`, with an id from elsewhere.
+pub(super) fn new_task_as(
+    id: impl FnOnce() -> TaskId,
+    task: Option<proto::NewTask>,
+    verb: Verb,
+) -> Result<NewTask> {
     let mut task = task.ok_or_else(|| Error::invalid("task", "is missing"))?;
     let idempotency_key =
         task.options.as_mut().map(|given| std::mem::take(&mut given.idempotency_key)).unwrap_or_default();
@@ -33,7 +42,7 @@ pub(super) fn new_task(task: Option<proto::NewTask>, verb: Verb) -> Result<NewTa
         (Some(given), verb) => Arc::new(options(*given, verb)?),
     };
     Ok(NewTask {
-        id: TaskId::generate(),
+        id: id(),
         method: task.method,
         payload: task.payload.map(payload).unwrap_or_default(),
         options,

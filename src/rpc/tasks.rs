@@ -1,5 +1,6 @@
 //! `Tasks`: the callers' service.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,15 +10,18 @@ use std::time::Duration;
 use futures_util::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert::{Shown, Verb, filter, new_task, outcome_out, payload_out, progress_out, task_out};
-use super::{ENTRY_BYTES, fitting};
+use super::convert::{
+    Shown, Verb, filter, new_task, new_task_as, outcome_out, payload_out, progress_out, task_out,
+};
+use super::frames::{PipeFrame, answer_size, next_frame};
+use super::lane::Lane;
 use crate::error::{Error, Result};
 use crate::handle::{Handle, Pipe, Watch};
+use crate::proto;
 use crate::proto::tasks_server::Tasks;
 use crate::proto::watch_response::Event as WatchEvent;
-use crate::proto::{self, pipe_outcome};
 use crate::scheduler::{Cursor, Event, EventKind, Filter, Reply};
-use crate::task::{Chunk, Outcome, Payload, TaskId};
+use crate::task::{Chunk, TaskId, TaskIds};
 
 /// Tasks of a page.
 const DEFAULT_PAGE: u32 = 100;
@@ -25,6 +29,7 @@ const MAX_PAGE: u32 = 1_000;
 /// Refused calls of a pipe whose answers wait; at this many its caller is not read from until it reads.
 const REFUSALS: usize = 1_024;
 
+#[derive(Clone)]
 pub(super) struct TasksEdge {
     handle: Handle,
 }
@@ -91,13 +96,10 @@ impl Tasks for TasksEdge {
         answer(proto::SubmitResponse { results })
     }
 
-    type PipeStream = PipeStream;
+    type PipeStream = futures_util::stream::Empty<std::result::Result<proto::PipeResponse, Status>>;
 
-    async fn pipe(&self, request: Request<Streaming<proto::PipeRequest>>) -> Answer<PipeStream> {
-        let pipe = Arc::new(self.handle.pipe().await?);
-        let (refusals, refused) = tokio::sync::mpsc::channel(REFUSALS);
-        let reader = tokio::spawn(read_calls(Arc::clone(&pipe), request.into_inner(), refusals));
-        answer(PipeStream { pipe, reader, refused, reading: true, items: Vec::new() })
+    async fn pipe(&self, _: Request<Streaming<proto::PipeRequest>>) -> Answer<Self::PipeStream> {
+        Err(Status::unimplemented("served as a lane"))
     }
 
     type WatchStream = WatchStream;
@@ -199,6 +201,21 @@ fn grpc_timeout_ms(metadata: &tonic::metadata::MetadataMap) -> Option<u64> {
 
 // --- Pipe ---------------------------------------------------------------------------------------------
 
+/// The pipe.
+impl Lane for TasksEdge {
+    const PATH: &'static str = "/crewcall.v1.Tasks/Pipe";
+    type In = proto::PipeRequest;
+    type Out = PipeFrame;
+    type Frames = PipeStream;
+
+    async fn open(self, request: Request<Streaming<proto::PipeRequest>>) -> Answer<PipeStream> {
+        let pipe = Arc::new(self.handle.pipe().await?);
+        let (refusals, refused) = tokio::sync::mpsc::channel(REFUSALS);
+        let reader = tokio::spawn(read_calls(Arc::clone(&pipe), request.into_inner(), refusals));
+        answer(PipeStream { pipe, reader, refused, reading: true, items: VecDeque::new() })
+    }
+}
+
 /// Reads the caller's frames until it ends them, or breaks.
 async fn read_calls(
     pipe: Arc<Pipe>,
@@ -208,8 +225,9 @@ async fn read_calls(
     while let Some(frame) = frames.message().await? {
         pipe.check_frame(frame.calls.len())?;
         let mut calls = Vec::with_capacity(frame.calls.len());
+        let mut ids = TaskIds::begin();
         for call in frame.calls {
-            match new_task(call.task, Verb::Call) {
+            match new_task_as(|| ids.draw(), call.task, Verb::Call) {
                 Ok(task) => calls.push((call.call_id, task)),
                 Err(error) => refuse(&refusals, call.call_id, error).await,
             }
@@ -229,18 +247,18 @@ async fn refuse(refusals: &tokio::sync::mpsc::Sender<(u64, Error)>, call_id: u64
     refusals.send((call_id, error)).await.ok();
 }
 
-/// Answers of a pipe: whatever is there goes into one frame, unless it is too much for one.
+/// Answers of a pipe: whatever is there, in as few frames as may be.
 pub(super) struct PipeStream {
     pipe: Arc<Pipe>,
     reader: tokio::task::JoinHandle<std::result::Result<(), Status>>,
     /// Calls refused before they reached the scheduler.
     refused: tokio::sync::mpsc::Receiver<(u64, Error)>,
     reading: bool,
-    items: Vec<(u64, Reply)>,
+    items: VecDeque<(u64, Reply)>,
 }
 
 impl Stream for PipeStream {
-    type Item = std::result::Result<proto::PipeResponse, Status>;
+    type Item = std::result::Result<PipeFrame, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -254,24 +272,23 @@ impl Stream for PipeStream {
                 Err(_) => return Poll::Ready(Some(Err(Status::internal("internal error")))),
             }
         }
-        let mut outcomes = Vec::new();
-        while let Poll::Ready(Some((call_id, error))) = this.refused.poll_recv(cx) {
-            outcomes.push(refusal_out(call_id, error));
+        let mut frame = PipeFrame::default();
+        while let Poll::Ready(Some(refused)) = this.refused.poll_recv(cx) {
+            frame.refused.push(refused);
         }
-        let taken = match this.items.is_empty() {
-            true => this.pipe.poll_outcomes(cx, &mut this.items),
-            false => Poll::Ready(Ok(true)),
-        };
-        match taken {
-            Poll::Ready(Ok(true)) => {
-                outcomes.extend(this.items.drain(..fitting(&this.items, size)).map(outcome_item));
+        if this.items.is_empty() {
+            let mut items = Vec::from(std::mem::take(&mut this.items));
+            let taken = this.pipe.poll_outcomes(cx, &mut items);
+            this.items = items.into();
+            match taken {
+                Poll::Ready(Ok(true)) | Poll::Pending => {}
+                Poll::Ready(Ok(false)) => return Poll::Ready(None),
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
             }
-            Poll::Ready(Ok(false)) => return Poll::Ready(None),
-            Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-            Poll::Pending => {}
         }
-        if !outcomes.is_empty() {
-            return Poll::Ready(Some(Ok(proto::PipeResponse { outcomes })));
+        frame.answers = next_frame(&mut this.items, answer_size);
+        if !frame.is_empty() {
+            return Poll::Ready(Some(Ok(frame)));
         }
         if !this.reading && this.pipe.is_idle() {
             return Poll::Ready(None);
@@ -284,38 +301,6 @@ impl Drop for PipeStream {
     fn drop(&mut self) {
         self.reader.abort();
     }
-}
-
-/// About what the answer takes on the wire.
-fn size((_, reply): &(u64, Reply)) -> usize {
-    let content = match reply {
-        Reply::Ended(_, Outcome::Succeeded(payload)) => payload.size(),
-        Reply::Ended(_, Outcome::Failed(error)) => {
-            error.message.len() + error.details.as_ref().map_or(0, Payload::size)
-        }
-        _ => 0,
-    };
-    ENTRY_BYTES + content
-}
-
-fn outcome_item((call_id, reply): (u64, Reply)) -> proto::PipeOutcome {
-    match reply {
-        Reply::Ended(id, outcome) => proto::PipeOutcome {
-            call_id,
-            task_id: id.to_string(),
-            kind: Some(pipe_outcome::Kind::Outcome(outcome_out(outcome))),
-        },
-        Reply::Refused(error) => refusal_out(call_id, error),
-        other => {
-            tracing::error!(?other, "an answer that does not fit a call");
-            refusal_out(call_id, Error::new(crate::error::Reason::Internal, "internal error"))
-        }
-    }
-}
-
-fn refusal_out(call_id: u64, error: Error) -> proto::PipeOutcome {
-    let kind = Some(pipe_outcome::Kind::Refusal(error.into()));
-    proto::PipeOutcome { call_id, task_id: String::new(), kind }
 }
 
 // --- Watch --------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 //! `Worker`: the session of a worker.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,14 +11,15 @@ use futures_util::Stream;
 use subtle::ConstantTimeEq;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert::{frame, hello, payload_out, time_out};
-use super::{ENTRY_BYTES, fitting};
+use super::convert::{frame, hello};
+use super::frames::{SessionFrame, next_frame, session_item_size};
+use super::lane::Lane;
 use crate::engine::SessionItem;
 use crate::error::{Error, Reason};
 use crate::handle::{Handle, Session};
 use crate::proto;
 use crate::proto::worker_server::Worker;
-use crate::scheduler::{Assign, Limits, Tell, Welcome};
+use crate::scheduler::{Limits, Welcome};
 
 /// A stream that says nothing for so long is not a worker.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -25,14 +27,15 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// A worker that leaves so much unread is not read from, until it has; beyond its lease it is then silent.
 const UNREAD_MAX: usize = 65_536;
 
+#[derive(Clone)]
 pub(super) struct WorkerEdge {
     handle: Handle,
-    key: Option<String>,
+    key: Option<Arc<str>>,
 }
 
 impl WorkerEdge {
     pub(super) fn new(handle: Handle, key: Option<String>) -> Self {
-        Self { handle, key }
+        Self { handle, key: key.map(Arc::from) }
     }
 
     fn check_key(&self, request: &Request<Streaming<proto::SessionRequest>>) -> Result<(), Error> {
@@ -51,12 +54,27 @@ impl WorkerEdge {
     }
 }
 
+/// Its one stream is a lane.
 #[tonic::async_trait]
 impl Worker for WorkerEdge {
-    type SessionStream = SessionStream;
+    type SessionStream = futures_util::stream::Empty<Result<proto::SessionResponse, Status>>;
 
     async fn session(
         &self,
+        _: Request<Streaming<proto::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        Err(Status::unimplemented("served as a lane"))
+    }
+}
+
+impl Lane for WorkerEdge {
+    const PATH: &'static str = "/crewcall.v1.Worker/Session";
+    type In = proto::SessionRequest;
+    type Out = SessionFrame;
+    type Frames = SessionStream;
+
+    async fn open(
+        self,
         request: Request<Streaming<proto::SessionRequest>>,
     ) -> Result<Response<SessionStream>, Status> {
         self.check_key(&request)?;
@@ -69,9 +87,10 @@ impl Worker for WorkerEdge {
         // The response begins at once: some clients (grpc-java, grpc-python's sync stubs) wait for its
         // headers before they send anything.
         let (joined, joining) = tokio::sync::oneshot::channel();
-        let reader = tokio::spawn(read_frames(self.handle.clone(), frames, peer, joined));
         let limits = self.handle.limits().clone();
-        Ok(Response::new(SessionStream { reader, limits, stage: Stage::Joining(joining), items: Vec::new() }))
+        let reader = tokio::spawn(read_frames(self.handle, frames, peer, joined));
+        let items = VecDeque::new();
+        Ok(Response::new(SessionStream { reader, limits, stage: Stage::Joining(joining), items }))
     }
 }
 
@@ -106,12 +125,12 @@ async fn read_frames(
     Ok(())
 }
 
-/// What a worker is told: its welcome, then whatever is there, in one frame unless it is too much for one.
+/// What a worker is told: its welcome, then whatever is there, in as few frames as may be.
 pub(super) struct SessionStream {
     reader: tokio::task::JoinHandle<Result<(), Status>>,
     limits: Limits,
     stage: Stage,
-    items: Vec<SessionItem>,
+    items: VecDeque<SessionItem>,
 }
 
 enum Stage {
@@ -122,7 +141,7 @@ enum Stage {
 }
 
 impl Stream for SessionStream {
-    type Item = Result<proto::SessionResponse, Status>;
+    type Item = Result<SessionFrame, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -135,7 +154,7 @@ impl Stream for SessionStream {
 }
 
 impl SessionStream {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<proto::SessionResponse, Status>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<SessionFrame, Status>>> {
         match &mut self.stage {
             Stage::Joining(joining) => {
                 match Pin::new(joining).poll(cx) {
@@ -149,17 +168,17 @@ impl SessionStream {
                 }
             }
             Stage::Open(session) => {
-                let taken = match self.items.is_empty() {
-                    true => session.outbox().poll_take(cx, &mut self.items),
-                    false => Poll::Ready(Ok(true)),
-                };
+                if !self.items.is_empty() {
+                    let items = next_frame(&mut self.items, session_item_size);
+                    return Poll::Ready(Some(Ok(SessionFrame::Items(items))));
+                }
+                let mut items = Vec::from(std::mem::take(&mut self.items));
+                let taken = session.outbox().poll_take(cx, &mut items);
+                self.items = items.into();
                 match taken {
                     Poll::Ready(Ok(true)) => {
-                        let mut response = proto::SessionResponse::default();
-                        for item in self.items.drain(..fitting(&self.items, size)) {
-                            add(&mut response, item);
-                        }
-                        return Poll::Ready(Some(Ok(response)));
+                        let items = next_frame(&mut self.items, session_item_size);
+                        return Poll::Ready(Some(Ok(SessionFrame::Items(items))));
                     }
                     Poll::Ready(Ok(false)) => return Poll::Ready(None),
                     Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
@@ -177,22 +196,21 @@ impl SessionStream {
         }
     }
 
-    fn welcome(&self, welcome: Welcome) -> proto::SessionResponse {
-        proto::SessionResponse {
-            welcome: Some(proto::Welcome {
-                protocol: 1,
-                session_id: welcome.session.0.to_string(),
-                worker_id: welcome.worker_id.to_string(),
-                resume_token: format!("{:032x}", welcome.token),
-                keep: welcome.keep,
-                drop: welcome.drop,
-                beat_ms: self.limits.beat_ms,
-                lease_ms: self.limits.lease_ms,
-                resume_ms: self.limits.resume_ms,
-                max_payload_bytes: self.limits.payload_bytes as u64,
-            }),
-            ..proto::SessionResponse::default()
-        }
+    fn welcome(&self, welcome: Welcome) -> SessionFrame {
+        let welcome = proto::Welcome {
+            protocol: 1,
+            session_id: welcome.session.0.to_string(),
+            worker_id: welcome.worker_id.to_string(),
+            resume_token: format!("{:032x}", welcome.token),
+            keep: welcome.keep,
+            drop: welcome.drop,
+            beat_ms: self.limits.beat_ms,
+            lease_ms: self.limits.lease_ms,
+            resume_ms: self.limits.resume_ms,
+            max_payload_bytes: self.limits.payload_bytes as u64,
+        };
+        let response = proto::SessionResponse { welcome: Some(welcome), ..proto::SessionResponse::default() };
+        SessionFrame::Welcome(Box::new(response))
     }
 }
 
@@ -200,57 +218,5 @@ impl Drop for SessionStream {
     fn drop(&mut self) {
         // With the reader the last share of the session goes, which tells the scheduler.
         self.reader.abort();
-    }
-}
-
-/// About what the item takes on the wire.
-fn size(item: &SessionItem) -> usize {
-    match item {
-        SessionItem::Assign(assign) => {
-            let metadata = assign.options.metadata.iter().map(|(key, value)| key.len() + value.len());
-            ENTRY_BYTES + assign.payload.size() + assign.method.len() + metadata.sum::<usize>()
-        }
-        SessionItem::Tell(_) => ENTRY_BYTES,
-    }
-}
-
-fn add(response: &mut proto::SessionResponse, item: SessionItem) {
-    match item {
-        SessionItem::Assign(assign) => response.assign.push(assign_out(*assign)),
-        SessionItem::Tell(Tell::Cancel(lease, reason)) => {
-            response.cancel.push(proto::CancelLease { lease, reason });
-        }
-        SessionItem::Tell(Tell::Recall(lease)) => response.recall.push(proto::Recall { lease }),
-        SessionItem::Tell(Tell::DurableSeq(seq)) => response.durable_seq = seq,
-        SessionItem::Tell(Tell::Beat(in_flight, digest)) => {
-            response.beat = Some(proto::Beat { in_flight, digest });
-        }
-        SessionItem::Tell(Tell::Drain(reason)) => {
-            response.control = Some(proto::Control { kind: proto::control::Kind::Drain.into(), reason });
-        }
-        SessionItem::Tell(Tell::Move(reason)) => {
-            response.control = Some(proto::Control { kind: proto::control::Kind::Move.into(), reason });
-        }
-        SessionItem::Tell(Tell::Refused(lease, error)) => {
-            response.errors.push(proto::EntryError {
-                lease,
-                reason: error.reason.as_str().to_owned(),
-                message: error.message,
-            });
-        }
-    }
-}
-
-fn assign_out(assign: Assign) -> proto::Assign {
-    proto::Assign {
-        task_id: assign.id.to_string(),
-        lease: assign.lease,
-        attempt: assign.attempt,
-        method: assign.method.to_string(),
-        version: assign.version.to_string(),
-        payload: Some(payload_out(assign.payload)),
-        deadline_unix_ms: time_out(assign.deadline),
-        metadata: assign.options.metadata.clone().into_iter().collect(),
-        pool: assign.pool.to_string(),
     }
 }
