@@ -203,8 +203,6 @@ struct Gate {
     stored: u64,
     /// The store had no room for the last one; it is tried again at this time.
     full: Option<tokio::time::Instant>,
-    /// What is gathered holds a batch that the store had no room for.
-    held: bool,
     /// With the batch each waits for, in order.
     waiting: VecDeque<(u64, EffectKind)>,
 }
@@ -338,12 +336,7 @@ impl Engine {
             self.gate.storing = true;
             self.gate.batch += 1;
             self.gate.storing_rows = std::mem::take(&mut self.gate.gathered);
-            let mut rows = std::mem::take(&mut self.gate.rows);
-            if std::mem::take(&mut self.gate.held) {
-                // What was forgotten since may be the room that the rest needs.
-                rows = RowChange::settle(rows);
-            }
-            self.committer.store(rows);
+            self.committer.store(std::mem::take(&mut self.gate.rows));
         }
     }
 
@@ -370,7 +363,6 @@ impl Engine {
                 batch.append(&mut self.gate.rows);
                 self.gate.rows = batch;
                 self.gate.storing = false;
-                self.gate.held = true;
                 self.gate.gathered += self.gate.storing_rows;
                 self.gate.full = Some(tokio::time::Instant::now() + FULL_RETRY);
                 self.scheduler.store_is_full(Some(reason.to_string()));

@@ -22,6 +22,8 @@ use crate::task::{
     Task, TaskError, TaskId, TaskOptions,
 };
 
+mod encoding;
+
 /// Names a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RowKey {
@@ -93,14 +95,19 @@ impl RowChange {
         *key
     }
 
-    /// The same batch for a store that has no room: only the last change of each row, and what makes room before
-    /// what needs it.
-    pub fn settle(batch: Vec<Self>) -> Vec<Self> {
-        let last: BTreeMap<RowKey, Self> = batch.into_iter().map(|change| (change.key(), change)).collect();
-        let (mut settled, puts): (Vec<_>, Vec<_>) =
-            last.into_values().partition(|change| matches!(change, Self::Delete(_)));
-        settled.extend(puts);
-        settled
+    /// Makes of `batch` one that has the same effect and costs a store least: only the last change of each row, what
+    /// makes room before what needs it, and rows that lie side by side one after the other.
+    pub fn settle(batch: &mut Vec<Self>) {
+        // Stable: the last change of a row is the last of those with its key.
+        batch.sort_by_key(Self::key);
+        batch.dedup_by(|later, kept| {
+            let same = later.key() == kept.key();
+            if same {
+                std::mem::swap(later, kept);
+            }
+            same
+        });
+        batch.sort_by_key(|change| matches!(change, Self::Put(..)));
     }
 }
 
@@ -141,12 +148,12 @@ impl Row {
 
     /// As stored, without taking the task.
     pub fn encode_task(task: &Task) -> Bytes {
-        TaskRow::from(task).encode_to_vec().into()
+        encoding::task(task)
     }
 
     /// As stored, without taking the payload.
     pub fn encode_payload(payload: &Payload) -> Bytes {
-        PayloadRow::from(payload).encode_to_vec().into()
+        encoding::payload(payload)
     }
 
     /// Reads the row stored under `key`. Of many rows, [`RowReader`] reads each faster.
@@ -461,40 +468,14 @@ impl From<OptionsRow> for TaskOptions {
     }
 }
 
-impl From<&Task> for TaskRow {
-    fn from(task: &Task) -> Self {
-        let state = match &task.state {
-            State::Ready => None,
-            State::Delayed { until } => Some(StateRow::DelayedUntil(until.0)),
-            State::Leased { lease, worker_id } => {
-                Some(StateRow::Leased(LeaseRow { lease: *lease, worker_id: worker_id.to_string() }))
-            }
-            State::Ended(Outcome::Succeeded(payload)) => Some(StateRow::Succeeded(payload.into())),
-            State::Ended(Outcome::Failed(error)) => Some(StateRow::Failed((&**error).into())),
-            State::Ended(Outcome::Cancelled(reason)) => Some(StateRow::Cancelled(reason.clone())),
-            State::Ended(Outcome::Expired(ExpiredReason::QueueTimeout)) => Some(StateRow::Expired(1)),
-            State::Ended(Outcome::Expired(ExpiredReason::Deadline)) => Some(StateRow::Expired(2)),
-        };
-        let attempts = task.attempts.iter().map(|attempt| AttemptRow {
+impl From<&Attempt> for AttemptRow {
+    fn from(attempt: &Attempt) -> Self {
+        Self {
             number: attempt.number,
             worker_id: attempt.worker_id.to_string(),
             started_at: attempt.started_at.0,
             ended_at: attempt.ended_at.0,
             error: Some((&attempt.error).into()),
-        });
-        Self {
-            method: task.method.to_string(),
-            options: Some(OptionsRow::from(&*task.options).encode_to_vec().into()),
-            created_at: task.created_at.0,
-            changed_at: task.changed_at.0,
-            since: task.since.0,
-            attempt: task.attempt,
-            attempts: attempts.collect(),
-            forget_at: if task.forget_at == Timestamp::NEVER { 0 } else { task.forget_at.0 },
-            payload_bytes: task.body.size(),
-            idempotency_key: task.idempotency_key().to_owned(),
-            payload_digest: task.key.as_ref().map_or(0, |key| key.digest),
-            state,
         }
     }
 }

@@ -45,7 +45,7 @@ pub enum Done {
     /// No room: nothing of the batch is stored. Here it is back; hand it over again, as it is or with more
     /// behind it, when some time has passed. Until then nothing that waits for it may leave.
     Full {
-        /// As handed over.
+        /// As handed over, without changes that later ones in it undo.
         batch: Vec<RowChange>,
         /// For whoever is refused meanwhile.
         reason: StoreError,
@@ -185,6 +185,8 @@ impl Keeper {
     }
 
     fn commit(&mut self, mut batch: Vec<RowChange>) -> Result<(), Gone> {
+        // Under load a task is submitted, leased and over within one batch: then its row is written once.
+        RowChange::settle(&mut batch);
         match self.store.commit(&batch) {
             Ok(()) => {
                 self.follow_with_backup(&batch);

@@ -50,6 +50,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{Store, StoreError};
@@ -95,6 +96,7 @@ pub struct EmbeddedStore {
     connection: Connection,
     head: HeadFile,
     state: State,
+    replaced: Replaced,
     /// Pages in the log that the tables do not have yet; told by SQLite with each commit.
     log_pages: Arc<AtomicU64>,
     /// The next checkpoint that is made without a quiet moment.
@@ -142,12 +144,14 @@ impl EmbeddedStore {
         let log_pages = Arc::new(AtomicU64::new(0));
         let told = Arc::clone(&log_pages);
         count_log_pages(&mut connection, told).map_err(|error| opening_tables(dir, &error))?;
+        let replaced = Replaced::note(&connection).map_err(|error| opening_tables(dir, &error))?;
         let checkpoint_pages = (options.checkpoint_bytes / PAGE).max(1);
         Ok(Self {
             dir: dir.to_owned(),
             connection,
             head,
             state,
+            replaced,
             log_pages,
             checkpoint_at: checkpoint_pages,
             checkpoint_pages,
@@ -204,7 +208,7 @@ impl EmbeddedStore {
             return Ok(());
         }
         let full = || StoreError::DiskFull(self.dir.clone());
-        match transact(&mut self.connection, &self.state, &[]) {
+        match transact(&mut self.connection, &self.state, &[], &self.replaced) {
             Ok(state) => self.state = state,
             Err(error) if is_full(&error) => return Err(full()),
             Err(error) => {
@@ -359,10 +363,10 @@ impl Store for EmbeddedStore {
         if self.log_pages.load(Ordering::Relaxed) >= self.checkpoint_at {
             self.checkpoint()?;
         }
-        let mut stored = transact(&mut self.connection, &self.state, batch);
+        let mut stored = transact(&mut self.connection, &self.state, batch, &self.replaced);
         // Once the tables have what the log holds, the batch can be written over it.
         if stored.as_ref().is_err_and(is_full) && self.checkpoint()? {
-            stored = transact(&mut self.connection, &self.state, batch);
+            stored = transact(&mut self.connection, &self.state, batch, &self.replaced);
         }
         match stored {
             Ok(state) => {
@@ -408,43 +412,72 @@ impl Drop for EmbeddedStore {
 }
 
 /// One batch in one transaction; the state after it.
-fn transact(connection: &mut Connection, state: &State, batch: &[RowChange]) -> rusqlite::Result<State> {
+fn transact(
+    connection: &mut Connection,
+    state: &State,
+    batch: &[RowChange],
+    replaced: &Replaced,
+) -> rusqlite::Result<State> {
     let mut state = state.clone();
     state.batch += 1;
+    // Of a put that had no room.
+    replaced.take();
     let transaction = connection.transaction()?;
     {
-        let mut find = transaction.prepare_cached("SELECT crc FROM rows WHERE kind = ?1 AND id = ?2")?;
-        let mut put =
-            transaction.prepare_cached("REPLACE INTO rows (kind, id, crc, data) VALUES (?1, ?2, ?3, ?4)")?;
+        // One search in the tree for each put, whether or not the row is there.
+        let mut put = transaction.prepare_cached(
+            "INSERT INTO rows (kind, id, crc, data) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (kind, id) \
+             DO UPDATE SET crc = replacing(crc, excluded.crc), data = excluded.data",
+        )?;
         let mut delete =
             transaction.prepare_cached("DELETE FROM rows WHERE kind = ?1 AND id = ?2 RETURNING crc")?;
         for change in batch {
-            match change {
-                RowChange::Put(key, data) => {
-                    let (kind, id) = key.parts();
-                    let before: Option<u32> =
-                        find.query_row(params![kind, id], |row| row.get(0)).optional()?;
-                    if let Some(crc) = before {
-                        state.totals.remove(kind, crc);
-                    }
+            let (kind, id) = change.key().parts();
+            let before = match change {
+                RowChange::Put(_, data) => {
                     let crc = format::row_crc(kind, &id, data);
                     put.execute(params![kind, id, crc, &data[..]])?;
                     state.totals.add(kind, crc);
+                    replaced.take()
                 }
-                RowChange::Delete(key) => {
-                    let (kind, id) = key.parts();
-                    let before: Option<u32> =
-                        delete.query_row(params![kind, id], |row| row.get(0)).optional()?;
-                    if let Some(crc) = before {
-                        state.totals.remove(kind, crc);
-                    }
-                }
+                RowChange::Delete(_) => delete.query_row(params![kind, id], |row| row.get(0)).optional()?,
+            };
+            if let Some(crc) = before {
+                state.totals.remove(kind, crc);
             }
         }
     }
     state.save(&transaction)?;
     transaction.commit()?;
     Ok(state)
+}
+
+/// The checksum of the row that the last put took the place of: the totals lose it.
+#[derive(Debug)]
+struct Replaced(Arc<AtomicU64>);
+
+impl Replaced {
+    const NONE: u64 = u64::MAX;
+
+    /// Gives `connection` the function `replacing(old, new)`, which notes `old` and is `new`.
+    fn note(connection: &Connection) -> rusqlite::Result<Self> {
+        let noted = Arc::new(AtomicU64::new(Self::NONE));
+        let note = Arc::clone(&noted);
+        connection.create_scalar_function(
+            "replacing",
+            2,
+            FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY,
+            move |arguments| {
+                note.store(arguments.get::<u32>(0)?.into(), Ordering::Relaxed);
+                arguments.get::<u32>(1)
+            },
+        )?;
+        Ok(Self(noted))
+    }
+
+    fn take(&self) -> Option<u32> {
+        u32::try_from(self.0.swap(Self::NONE, Ordering::Relaxed)).ok()
+    }
 }
 
 fn count_log_pages(connection: &mut Connection, told: Arc<AtomicU64>) -> rusqlite::Result<()> {

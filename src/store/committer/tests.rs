@@ -75,6 +75,32 @@ async fn a_full_batch_comes_back_and_may_grow() {
     assert_eq!(committer.size(), 4_711);
 }
 
+#[test]
+fn the_last_change_of_a_row_counts_and_what_makes_room_comes_first() {
+    let mut batch = vec![
+        put(3, b"submitted"),
+        put(2, b"submitted"),
+        put(9, b"submitted"),
+        put(3, b"leased"),
+        RowChange::Delete(key(9)),
+        RowChange::Delete(key(1)),
+        put(3, b"over"),
+        put(1, b"again"),
+    ];
+    RowChange::settle(&mut batch);
+    let settled = batch.iter().map(|change| match change {
+        RowChange::Put(key, data) => (*key, Some(&data[..])),
+        RowChange::Delete(key) => (*key, None),
+    });
+    let expected = [
+        (key(9), None),
+        (key(1), Some(&b"again"[..])),
+        (key(2), Some(b"submitted")),
+        (key(3), Some(b"over")),
+    ];
+    assert!(settled.eq(expected), "{batch:?}");
+}
+
 #[tokio::test]
 async fn a_failure_ends_it_for_good() {
     let failed = StoreError::Fatal("fsync: EIO".to_owned());

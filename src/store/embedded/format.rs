@@ -54,7 +54,11 @@ pub(super) fn upgrade(connection: &mut Connection, found: u32) -> rusqlite::Resu
 
 /// The checksum of a row.
 pub(in crate::store) fn row_crc(kind: u8, id: &[u8; 16], data: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&[kind]), id), data)
+    let mut key = [kind; 17];
+    if let Some(rest) = key.last_chunk_mut() {
+        *rest = *id;
+    }
+    crc32c::crc32c_append(crc32c::crc32c(&key), data)
 }
 
 /// The row of `state`.
