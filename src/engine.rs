@@ -401,6 +401,7 @@ impl Engine {
 
     /// Moves what was gathered into the outboxes.
     fn flush(&mut self) {
+        self.scheduler.begin_round();
         for (conn, mut items) in self.staged.pipes.drain() {
             if let Some(Stream::Pipe(outbox)) = self.streams.get(&conn) {
                 outbox.append(&mut items);

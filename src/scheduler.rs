@@ -275,6 +275,12 @@ impl Scheduler {
         }
     }
 
+    /// What is put out from here on is sent apart from what was put out before: a burst ends here, so that a
+    /// worker is given a chunk of it only when it gets all of it in one frame.
+    pub fn begin_round(&mut self) {
+        self.roster.begin_round();
+    }
+
     /// Brings about what is due at `now`. Harmless when nothing is.
     pub fn tick(&mut self, now: Timestamp, out: &mut Output) {
         self.advance(now);

@@ -14,7 +14,7 @@ impl Scheduler {
         let live = &mut self.lives[slot];
         live.ready_since = self.now;
         live.place = self.next_place;
-        let choice = self.roster.choose(route);
+        let choice = self.roster.choose_next(route);
         let queue = &mut self.roster.routes[route].queue;
         let (first, served) = (queue.is_empty(), choice.is_some());
         if first && let Some(choice) = choice {

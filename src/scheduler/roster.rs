@@ -22,6 +22,10 @@ use crate::clock::Timestamp;
 use crate::task::{Method, Target};
 
 mod audit;
+mod chunk;
+
+use chunk::Chunk;
+pub(crate) use chunk::Runs;
 
 /// One worker's stream, or the memory of it while it may come back.
 #[derive(Debug)]
@@ -104,6 +108,10 @@ pub(crate) struct Offer {
     live: u32,
     /// Pools linked to it, those of sessions that get none included.
     pools: u32,
+    /// Tasks in flight at all of them.
+    in_flight: u32,
+    /// The pool that was chosen last, and what may follow there.
+    chunk: Chunk,
     /// Pools with credit, in order of choice.
     open: BTreeSet<Place>,
     /// Pools that hold more than they run at once, by how much more.
@@ -123,6 +131,8 @@ pub(crate) struct Route {
     pub(crate) queue: Queue,
     /// Tasks in any state whose route this is.
     pub(crate) tasks: usize,
+    /// How long attempts take.
+    pub(crate) runs: Runs,
     /// Who may serve it now, with the version chosen there.
     offers: Vec<(usize, Arc<str>)>,
 }
@@ -163,6 +173,8 @@ pub(crate) struct Roster {
     /// Methods whose tasks wait: nobody may serve their routes.
     paused: BTreeSet<Arc<str>>,
     steps: u64,
+    /// See `chunk.rs`.
+    round: u64,
 }
 
 impl Roster {
@@ -286,6 +298,8 @@ impl Roster {
                     key: key.clone(),
                     live: 0,
                     pools: 0,
+                    in_flight: 0,
+                    chunk: Chunk::default(),
                     open: BTreeSet::new(),
                     overfull: BTreeSet::new(),
                     turns: VecDeque::new(),
@@ -308,6 +322,7 @@ impl Roster {
             }
         }
         self.offers[offer].pools += 1;
+        self.offers[offer].in_flight += self.pools[pool].in_flight;
         self.pools[pool].offer = offer;
         if self.is_active(self.pools[pool].session) {
             self.count_live(offer, 1, touched);
@@ -322,7 +337,11 @@ impl Roster {
             self.offers[offer].open.remove(&place);
         }
         let excess = std::mem::take(&mut entry.excess);
-        self.offers[offer].overfull.remove(&(excess, pool));
+        let in_flight = entry.in_flight;
+        let entry = &mut self.offers[offer];
+        entry.overfull.remove(&(excess, pool));
+        entry.in_flight -= in_flight;
+        entry.chunk.end(pool);
         if self.is_active(self.pools[pool].session) {
             self.count_live(offer, -1, touched);
         }
@@ -470,12 +489,21 @@ impl Roster {
         }
     }
 
+    /// A pool brought a task along, which its credit does not count.
+    pub(crate) fn adopt(&mut self, pool: usize) {
+        let entry = &mut self.pools[pool];
+        entry.in_flight += 1;
+        self.offers[entry.offer].in_flight += 1;
+        self.reposition(pool);
+    }
+
     /// A pool was given a task.
     pub(crate) fn load(&mut self, pool: usize) {
         self.steps += 1;
         let entry = &mut self.pools[pool];
         entry.assigned += 1;
         entry.in_flight += 1;
+        self.offers[entry.offer].in_flight += 1;
         entry.used = self.steps;
         self.reposition(pool);
     }
@@ -484,7 +512,8 @@ impl Roster {
     pub(crate) fn unload(&mut self, pool: usize) {
         self.steps += 1;
         let entry = &mut self.pools[pool];
-        entry.in_flight = entry.in_flight.saturating_sub(1);
+        entry.in_flight -= 1;
+        self.offers[entry.offer].in_flight -= 1;
         entry.used = self.steps;
         self.reposition(pool);
     }
@@ -570,6 +599,7 @@ impl Roster {
             range: target.range().ok().flatten(),
             queue: Queue::default(),
             tasks: 0,
+            runs: Runs::default(),
             offers: Vec::new(),
         });
         let entry = self.methods.entry(Arc::clone(&name)).or_default();

@@ -189,8 +189,7 @@ impl Scheduler {
         session.leases.insert(lease, slot);
         session.digest ^= lease;
         session.changes += 1;
-        self.roster.pools[pool].in_flight += 1;
-        self.roster.reposition(pool);
+        self.roster.adopt(pool);
         let live = &mut self.lives[slot];
         live.set_pool(Some(pool));
         live.started = true;
@@ -377,6 +376,8 @@ impl Scheduler {
         let (acked, before) = (session.result_acked, self.ledger.written());
         if let Some(slot) = self.held(key, conn, lease, out) {
             self.roster.sessions[key].finished += 1;
+            let took = self.now.since(self.ledger.task(slot).changed_at);
+            self.roster.routes[self.lives[slot].route()].runs.note(took);
             match end {
                 AttemptEnd::Succeeded(payload) => match self.limits.check_payload("result", &payload) {
                     Ok(()) => self.end(slot, Outcome::Succeeded(payload), None, out),

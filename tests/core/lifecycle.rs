@@ -6,6 +6,7 @@
 mod bench;
 mod calls;
 mod choice;
+mod chunks;
 mod dead_letters;
 mod deadlines;
 mod drains;

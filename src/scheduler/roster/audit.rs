@@ -14,13 +14,14 @@ impl Roster {
     pub(in crate::scheduler) fn audit(&self, tasks_of_routes: &BTreeMap<usize, usize>) -> Result<(), String> {
         let (mut live, mut pools) = (BTreeMap::new(), BTreeMap::new());
         let (mut open, mut overfull) = (BTreeSet::new(), BTreeSet::new());
-        let mut linked = 0;
+        let (mut linked, mut in_flight) = (0, BTreeMap::new());
         for (key, pool) in &self.pools {
             let serving = self.is_active(pool.session);
             ensure!(self.offers.contains(pool.offer), "pool {key}: no offer");
             ensure!(self.sessions[pool.session].pools.contains(&key), "pool {key}: its session has lost it");
             *pools.entry(pool.offer).or_insert(0) += 1;
             *live.entry(pool.offer).or_insert(0) += u32::from(serving);
+            *in_flight.entry(pool.offer).or_insert(0) += pool.in_flight;
             let load = (u64::from(pool.in_flight) << 32) / u64::from(pool.concurrency);
             let place = (serving && pool.credit() > 0).then_some((load, pool.used, key));
             ensure!(pool.place == place, "pool {key}: place {:?}, should be {place:?}", pool.place);
@@ -37,6 +38,8 @@ impl Roster {
         for (key, offer) in &self.offers {
             ensure!(self.offer_index.get(&offer.key) == Some(&key), "offer {key} is not in the index");
             ensure!(Some(&offer.pools) == pools.get(&key), "offer {key}: {} pools counted", offer.pools);
+            let flying = offer.in_flight;
+            ensure!(Some(&flying) == in_flight.get(&key), "offer {key}: {flying} in flight counted");
             ensure!(Some(&offer.live) == live.get(&key), "offer {key}: {} live counted", offer.live);
             ensure!(offer.open.iter().all(|place| open.remove(&(key, *place))), "offer {key}: open is stale");
             ensure!(
