@@ -30,8 +30,8 @@ pub use command::{
 };
 pub use dead_letters::{DeadChange, DeadChanged, DeadFilter, DeadPlace, DeadSelection};
 pub use effect::{
-    Accepted, Assign, Effect, EffectKind, Event, EventKind, Explanation, MethodView, PoolView, Reply, Room,
-    Stats, TaskView, Tell, Totals, Welcome, WorkerState, WorkerView,
+    Accepted, Assign, AssignOptions, Effect, EffectKind, Event, EventKind, Explanation, MethodView, PoolView,
+    Reply, Room, SharedText, Stats, TaskView, Tell, Totals, Welcome, WorkerState, WorkerView,
 };
 pub use limits::Limits;
 pub use pauses::Paused;
@@ -306,6 +306,7 @@ impl Scheduler {
         }
     }
 
+    #[inline(always)]
     fn commit(&mut self, record: Record, out: &mut Output) -> Slot {
         let before = self.ledger.written();
         let slot = self.ledger.commit(self.now, record, &mut out.rows);

@@ -20,9 +20,7 @@ use clap::{
     builder::{BoolishValueParser, OsStr},
     error::ErrorKind,
 };
-use crewcall::{
-    listener::ListenerSettings, scheduler::Limits, shutdown::Shutdown, store::StoreOptions,
-};
+use crewcall::{listener::ListenerSettings, scheduler::Limits, shutdown::Shutdown, store::StoreOptions};
 
 use crate::{
     exit::Exit,

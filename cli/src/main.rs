@@ -76,12 +76,12 @@ enum Command {
     Dead(Box<DeadArgs>),
     /// Copy everything stored, while the server goes on
     Backup(Box<BackupArgs>),
-    Worker(Box<WorkerArgs>),
     /// Write stored tasks as NDJSON
     Export(Box<ExportArgs>),
     /// Read them back, into a data directory or a server
     Import(Box<ImportArgs>),
     /// Serve methods with any executable
+    Worker(Box<WorkerArgs>),
     /// Examine a data directory, and save what can be read of a damaged one
     Doctor(Box<DoctorArgs>),
     /// Measure a server here, and what it costs beside a bare relay
@@ -116,10 +116,10 @@ fn main() -> ExitCode {
         Some(Command::Resume(args)) => commands::run(*args),
         Some(Command::Dead(args)) => commands::run(*args),
         Some(Command::Backup(args)) => commands::run(*args),
-        Some(Command::Doctor(args)) => commands::doctor(*args),
         Some(Command::Export(args)) => commands::export(*args),
         Some(Command::Import(args)) => commands::import(*args),
         Some(Command::Worker(args)) => commands::worker(*args),
+        Some(Command::Doctor(args)) => commands::doctor(*args),
         Some(Command::Bench(args)) => commands::bench(*args),
         // `matches` names the default command, so clap always finds one.
         None => Exit::Usage,

@@ -266,15 +266,7 @@ impl From<proto::Room> for Room {
             max_store_bytes,
             store_full,
         } = room;
-        Self {
-            max_tasks,
-            memory_bytes,
-            max_memory_bytes,
-            max_dead,
-            store_bytes,
-            max_store_bytes,
-            store_full,
-        }
+        Self { max_tasks, memory_bytes, max_memory_bytes, max_dead, store_bytes, max_store_bytes, store_full }
     }
 }
 

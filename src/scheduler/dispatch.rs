@@ -1,6 +1,6 @@
 //! From ready to leased: which worker gets which task.
 
-use super::effect::{Assign, EffectKind, Tell};
+use super::effect::{Assign, EffectKind, SharedText, Tell};
 use super::ledger::{Record, Slot};
 use super::{Output, Scheduler};
 use crate::clock::Timestamp;
@@ -109,7 +109,7 @@ impl Scheduler {
         }
     }
 
-    fn assign(&mut self, slot: Slot, pool: usize, version: std::sync::Arc<str>, out: &mut Output) {
+    fn assign(&mut self, slot: Slot, pool: usize, version: SharedText, out: &mut Output) {
         let session_key = self.roster.pools[pool].session;
         let session = &mut self.roster.sessions[session_key];
         let Some(conn) = session.conn else { return };
@@ -143,8 +143,8 @@ impl Scheduler {
             version,
             payload,
             deadline: attempt_deadline(task),
-            options: task.options.clone(),
-            pool: self.roster.pools[pool].name.clone(),
+            options: (&task.options).into(),
+            pool: (&self.roster.pools[pool].name).into(),
         });
         // Not gated: work that was never acknowledged may be lost, and a lost attempt is tried again.
         out.now(match stored {

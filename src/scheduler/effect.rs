@@ -149,15 +149,69 @@ pub struct Assign {
     /// What to call.
     pub method: Arc<str>,
     /// The version chosen, as the worker wrote it.
-    pub version: Arc<str>,
+    pub version: SharedText,
     /// The argument.
     pub payload: Payload,
     /// When the attempt will be stopped.
     pub deadline: Timestamp,
     /// Whose `metadata` goes along.
-    pub options: Arc<TaskOptions>,
+    pub options: AssignOptions,
     /// Whose credit it uses.
-    pub pool: Arc<str>,
+    pub pool: SharedText,
+}
+
+/// A text shared by all that mention it, and nearly always empty: then nothing is counted. The counts of what every
+/// assignment mentions would go back and forth between the processors, which costs more than all else about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SharedText(Option<Arc<str>>);
+
+impl std::ops::Deref for SharedText {
+    type Target = str;
+    fn deref(&self) -> &str {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl From<&Arc<str>> for SharedText {
+    fn from(text: &Arc<str>) -> Self {
+        Self((!text.is_empty()).then(|| Arc::clone(text)))
+    }
+}
+
+impl From<&str> for SharedText {
+    fn from(text: &str) -> Self {
+        Self((!text.is_empty()).then(|| Arc::from(text)))
+    }
+}
+
+impl From<String> for SharedText {
+    fn from(text: String) -> Self {
+        Self::from(text.as_str())
+    }
+}
+
+/// The options of a task that is assigned; those that most calls share are not counted, as in [`SharedText`].
+#[derive(Clone, Debug)]
+pub struct AssignOptions(Option<Arc<TaskOptions>>);
+
+impl std::ops::Deref for AssignOptions {
+    type Target = TaskOptions;
+    fn deref(&self) -> &TaskOptions {
+        self.0.as_ref().unwrap_or_else(|| TaskOptions::default_call())
+    }
+}
+
+impl From<&Arc<TaskOptions>> for AssignOptions {
+    fn from(options: &Arc<TaskOptions>) -> Self {
+        let is_default = Arc::ptr_eq(options, TaskOptions::default_call());
+        Self((!is_default).then(|| Arc::clone(options)))
+    }
+}
+
+impl From<Arc<TaskOptions>> for AssignOptions {
+    fn from(options: Arc<TaskOptions>) -> Self {
+        Self::from(&options)
+    }
 }
 
 /// Something a session is told.

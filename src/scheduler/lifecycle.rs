@@ -95,7 +95,7 @@ impl Scheduler {
             attempts: Attempts::default(),
             forget_at: Timestamp::NEVER,
         };
-        let slot = self.commit(Record::Submitted(Box::new(task)), out);
+        let slot = self.commit(Record::Submitted(task), out);
         let live = self.lives.insert(Live::new(route, of_caller, self.now));
         debug_assert_eq!(live, slot, "the slabs run in step");
         self.note_written(slot);
@@ -122,7 +122,7 @@ impl Scheduler {
             let problem = format!("is {}; at most {KEY_BYTES}", new.idempotency_key.len());
             return Err(Error::invalid("options.idempotency_key (bytes)", problem));
         }
-        if !Arc::ptr_eq(&new.options, &TaskOptions::shared_call()) {
+        if !Arc::ptr_eq(&new.options, TaskOptions::default_call()) {
             self.check_options(&new.options)?;
         }
         Ok(())

@@ -16,6 +16,7 @@ use semver::{Version, VersionReq};
 use slab::Slab;
 
 use super::command::{ConnId, Hello, SessionId, WorkerId};
+use super::effect::SharedText;
 use super::ledger::Slot;
 use super::queue::Queue;
 use crate::clock::Timestamp;
@@ -47,7 +48,7 @@ pub(crate) struct Session {
     pub(crate) doubted: Option<Timestamp>,
     pub(crate) pools: Vec<usize>,
     /// Leases it holds.
-    pub(crate) leases: HashMap<u64, Slot, FixedState>,
+    pub(crate) leases: Leases,
     /// XOR of them.
     pub(crate) digest: u64,
     pub(crate) finished: u64,
@@ -63,6 +64,34 @@ pub(crate) struct Session {
     pub(crate) counts_leases: bool,
     /// `changes` at the last beat that did not agree with us.
     pub(crate) disagreed_at: Option<u64>,
+}
+
+/// By lease.
+pub(crate) type Leases = HashMap<u64, Slot, LeaseHash>;
+
+/// Leases are made by the server, one after the other: to spread their bits is enough.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LeaseHash(u64);
+
+impl std::hash::BuildHasher for LeaseHash {
+    type Hasher = Self;
+    fn build_hasher(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl std::hash::Hasher for LeaseHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 }
 
 /// A share of a worker's capacity.
@@ -134,7 +163,7 @@ pub(crate) struct Route {
     /// How long attempts take.
     pub(crate) runs: Runs,
     /// Who may serve it now, with the version chosen there.
-    offers: Vec<(usize, Arc<str>)>,
+    offers: Vec<(usize, SharedText)>,
 }
 
 /// A method that somebody serves or waits for.
@@ -155,7 +184,7 @@ pub(crate) type Served = BTreeMap<Version, (Arc<Method>, u32)>;
 #[derive(Clone, Debug)]
 pub(crate) struct Choice {
     pub(crate) pool: usize,
-    pub(crate) version: Arc<str>,
+    pub(crate) version: SharedText,
 }
 
 #[derive(Debug, Default)]
@@ -398,7 +427,7 @@ impl Roster {
     fn match_route(&mut self, key: usize) {
         let mut matches = Vec::new();
         self.matches_of(key, &mut matches);
-        let texts: Vec<(usize, Arc<str>)> =
+        let texts: Vec<(usize, SharedText)> =
             matches.into_iter().map(|(offer, version)| (offer, self.version_text(key, &version))).collect();
         self.routes[key].offers = texts;
         if !self.routes[key].queue.is_empty() {
@@ -448,11 +477,11 @@ impl Roster {
     }
 
     /// The version as the worker wrote it: empty stays empty.
-    fn version_text(&self, route: usize, version: &Version) -> Arc<str> {
+    fn version_text(&self, route: usize, version: &Version) -> SharedText {
         self.methods
             .get(&self.routes[route].method)
             .and_then(|entry| entry.served.get(version))
-            .map_or_else(|| Arc::from(""), |(method, _)| Arc::from(method.version_text.as_str()))
+            .map_or_else(SharedText::default, |(method, _)| SharedText::from(method.version_text.as_str()))
     }
 
     // --- credit and choice ------------------------------------------------------------------------
@@ -526,11 +555,11 @@ impl Roster {
             .filter_map(|(offer, version)| self.offers[*offer].open.first().map(|place| (place, version)))
             // Compared where they lie: to copy a place that was written a moment ago, in parts, stalls the processor.
             .min_by(|(one, _), (other, _)| one.cmp(other))
-            .map(|(place, version)| Choice { pool: place.2, version: Arc::clone(version) })
+            .map(|(place, version)| Choice { pool: place.2, version: version.clone() })
     }
 
     /// The next queue with work for the pool, while it has credit.
-    pub(crate) fn next_turn(&mut self, pool: usize) -> Option<(usize, Arc<str>)> {
+    pub(crate) fn next_turn(&mut self, pool: usize) -> Option<(usize, SharedText)> {
         self.pools[pool].place?;
         let offer_key = self.pools[pool].offer;
         loop {
@@ -545,7 +574,7 @@ impl Roster {
                 Some((_, version)) => {
                     // To the end of the line: methods take turns.
                     offer.turns.rotate_left(1);
-                    return Some((route_key, Arc::clone(version)));
+                    return Some((route_key, version.clone()));
                 }
                 None => {
                     offer.turns.pop_front();

@@ -181,11 +181,15 @@ impl Scheduler {
     }
 
     /// The task has entered another state.
+    #[inline]
     pub(super) fn changed(&mut self, slot: Slot, out: &mut Output) {
         let followed = self.lives[slot].talk.as_ref().is_some_and(|talk| !talk.watchers.is_empty());
-        if !followed && !self.watchers.keeping {
-            return;
+        if followed || self.watchers.keeping {
+            self.tell_watchers(slot, out);
         }
+    }
+
+    fn tell_watchers(&mut self, slot: Slot, out: &mut Output) {
         self.watchers.seq += 1;
         let seq = self.watchers.seq;
         if self.watchers.keeping {

@@ -86,7 +86,8 @@ impl Run for StatsArgs {
             most => format!("{} of {}", size(used), size(most)),
         };
         let memory = of(room.memory_bytes, room.max_memory_bytes);
-        let store = if room.store_bytes == 0 { String::new() } else { of(room.store_bytes, room.max_store_bytes) };
+        let store =
+            if room.store_bytes == 0 { String::new() } else { of(room.store_bytes, room.max_store_bytes) };
         out.facts(&[
             ("server", format!("crewcall {} at {}", stats.version, session.server)),
             ("up for", if uptime_ms == 0 { "0s".to_owned() } else { span(uptime_ms) }),

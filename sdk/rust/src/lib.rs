@@ -15,9 +15,9 @@
 //! - [`options`]: how a task is to be run. [`error`]: what can go wrong, by what the caller can do about it.
 //! - [`proto`]: the wire contract as generated, for everything the rest does not cover.
 
+mod admin;
 mod batch;
 mod channel;
-mod admin;
 pub mod client;
 pub mod error;
 #[cfg(test)]

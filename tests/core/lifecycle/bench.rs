@@ -398,7 +398,7 @@ impl Bench {
         match kind {
             EffectKind::Reply(waiter, reply) => self.reply(waiter.conn, reply),
             EffectKind::Assign(conn, a) => {
-                let version = if a.version.is_empty() { String::new() } else { format!("@{}", a.version) };
+                let version = if a.version.is_empty() { String::new() } else { format!("@{}", &*a.version) };
                 format!(
                     "{} runs {}{version} attempt {} lease {}",
                     self.conns[conn],
