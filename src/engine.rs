@@ -203,6 +203,8 @@ struct Gate {
     stored: u64,
     /// The store had no room for the last one; it is tried again at this time.
     full: Option<tokio::time::Instant>,
+    /// Durable work is refused since a batch found no room: the log says so once, not at each try.
+    refusing: bool,
     /// With the batch each waits for, in order.
     waiting: VecDeque<(u64, EffectKind)>,
 }
@@ -348,6 +350,9 @@ impl Engine {
                 if self.gate.rows.is_empty() {
                     self.gate.rows = buffer;
                 }
+                if std::mem::take(&mut self.gate.refusing) {
+                    tracing::info!("the store has room again; durable work is taken");
+                }
                 self.scheduler.store_is_full(None);
                 self.scheduler.stored(self.gate.storing_rows);
                 while let Some((_, effect)) =
@@ -357,7 +362,9 @@ impl Engine {
                 }
             }
             Done::Full { mut batch, reason } => {
-                tracing::error!(%reason, "durable work is refused until there is room");
+                if !std::mem::replace(&mut self.gate.refusing, true) {
+                    tracing::error!(%reason, "durable work is refused until there is room");
+                }
                 // What became true since goes behind it, into the same batch; nobody is told of any of it before
                 // it is stored.
                 batch.append(&mut self.gate.rows);

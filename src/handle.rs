@@ -115,16 +115,6 @@ impl Handle {
         self.ask_task(Command::Get { id, take, with_payload, waiter: Waiter::default() }).await
     }
 
-    /// One task as it stands; if it has ended, it is forgotten in the same step, so that of many who ask
-    /// exactly one gets the outcome.
-    ///
-    /// # Errors
-    /// `task_not_found`.
-    pub async fn take(&self, id: TaskId) -> Result<TaskView> {
-        let (take, with_payload) = (true, false);
-        self.ask_task(Command::Get { id, take, with_payload, waiter: Waiter::default() }).await
-    }
-
     /// Forgets the task if it has ended: its outcome has been read. Whether it is there is not told.
     pub fn forget(&self, id: TaskId) {
         let (take, with_payload) = (true, false);
