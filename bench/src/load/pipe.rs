@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crewcall_sdk::{
     Client,
-    proto::{PipeCall, PipeRequest, tasks_client::TasksClient},
+    proto::{PipeCall, PipeOutcome, PipeRequest, tasks_client::TasksClient},
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -68,7 +68,7 @@ impl Work {
     }
 }
 
-/// A task for each call in flight, over one pipe of the SDK.
+/// Calls over one pipe of the SDK, each awaited.
 pub(super) async fn awaited(
     url: &str,
     in_flight: u32,
@@ -78,21 +78,11 @@ pub(super) async fn awaited(
 ) -> Result<(), BenchError> {
     let client = Client::connect(url).await.map_err(|error| BenchError::failed("pipe", error))?;
     let pipe = client.pipe();
-    for slot in 0..u64::from(in_flight) {
-        let (pipe, work, mut recorder) = (pipe.clone(), work.clone(), meter.recorder());
-        callers.spawn(async move {
-            let mut number = slot;
-            while recorder.goes_on() {
-                let start = Instant::now();
-                let reply = pipe.call_raw(work.task(number)).outcome().await;
-                recorder.record(start);
-                let outcome = reply.map_err(|error| BenchError::failed("pipe", error))?;
-                task::check(number, &outcome).map_err(|why| BenchError::failed("pipe", why))?;
-                number += u64::from(in_flight);
-            }
-            Ok(())
-        });
-    }
+    let call = move |task| {
+        let pipe = pipe.clone();
+        async move { pipe.call_raw(task).outcome().await.map_err(|error| BenchError::failed("pipe", error)) }
+    };
+    await_each(in_flight, work, meter, callers, &call);
     Ok(())
 }
 
@@ -105,21 +95,39 @@ async fn awaited_bare(
     callers: &mut JoinSet<Result<(), BenchError>>,
 ) -> Result<(), BenchError> {
     let pipe = PendingPipe::open(url).await?;
+    let call = move |task| {
+        let pipe = pipe.clone();
+        async move { pipe.call(task).await }
+    };
+    await_each(in_flight, work, meter, callers, &call);
+    Ok(())
+}
+
+/// A task for each call in flight, which makes the next one when it has the answer.
+fn await_each<C, F>(
+    in_flight: u32,
+    work: &Work,
+    meter: &Meter,
+    callers: &mut JoinSet<Result<(), BenchError>>,
+    call: &C,
+) where
+    C: Fn(crewcall_sdk::NewTask) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<PipeOutcome, BenchError>> + Send,
+{
     for slot in 0..u64::from(in_flight) {
-        let (pipe, work, mut recorder) = (pipe.clone(), work.clone(), meter.recorder());
+        let (call, work, mut recorder) = (call.clone(), work.clone(), meter.recorder());
         callers.spawn(async move {
             let mut number = slot;
             while recorder.goes_on() {
                 let start = Instant::now();
-                let outcome = pipe.call(work.task(number)).await?;
+                let reply = call(work.task(number)).await;
                 recorder.record(start);
-                task::check(number, &outcome).map_err(|why| BenchError::failed("pipe", why))?;
+                task::check(number, &reply?).map_err(|why| BenchError::failed("pipe", why))?;
                 number += u64::from(in_flight);
             }
             Ok(())
         });
     }
-    Ok(())
 }
 
 /// Bare slots on the stream: each answer makes the next call of its slot.

@@ -110,8 +110,7 @@ impl Totals {
                 at
             }
         };
-        // The index was found or made above.
-        #[allow(clippy::indexing_slicing)]
+        #[allow(clippy::indexing_slicing, reason = "the index was found or made above")]
         &mut self.0[at]
     }
 
