@@ -9,9 +9,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use crate::engine::{Message, SessionItem, Stream};
+use crate::engine::{Inbox, Message, SessionItem, Stream};
 use crate::error::{Error, Reason, Result};
 use crate::outbox::Outbox;
 use crate::scheduler::{
@@ -27,12 +27,12 @@ pub(crate) mod backups;
 /// The way to a running engine. Clones are cheap and share it.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    sender: mpsc::Sender<Message>,
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
+    inbox: Inbox,
     limits: Limits,
     /// Of a store that has one.
     data_dir: Option<PathBuf>,
@@ -42,9 +42,9 @@ struct Shared {
 }
 
 impl Handle {
-    pub(crate) fn new(sender: mpsc::Sender<Message>, limits: Limits, data_dir: Option<PathBuf>) -> Self {
-        let shared = Shared { limits, data_dir, next_tag: AtomicU64::new(1), next_conn: AtomicU32::new(1) };
-        Self { sender, shared: Arc::new(shared) }
+    pub(crate) fn new(inbox: Inbox, limits: Limits, data_dir: Option<PathBuf>) -> Self {
+        let (next_tag, next_conn) = (AtomicU64::new(1), AtomicU32::new(1));
+        Self { shared: Arc::new(Shared { inbox, limits, data_dir, next_tag, next_conn }) }
     }
 
     /// The limits in force.
@@ -350,27 +350,24 @@ impl Handle {
     /// Sends at once when there is room. The wait for it is rare, and boxed: inline, it and the message would be most
     /// of every future that may say something, and so of what an idle connection costs.
     fn send(&self, message: Message) -> impl Future<Output = Result<()>> + Send + '_ {
-        let sent = match self.sender.try_send(message) {
-            Ok(()) => Ok(None),
-            Err(mpsc::error::TrySendError::Full(message)) => Ok(Some(Box::pin(self.sender.send(message)))),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(()),
-        };
+        let inbox = &self.shared.inbox;
+        let sent = inbox.try_put(message).map(|full| full.map(|message| Box::pin(inbox.put(message))));
         async move {
             match sent {
                 Ok(None) => Ok(()),
                 Ok(Some(waiting)) => waiting.await.map_err(|_| stopped()),
-                Err(()) => Err(stopped()),
+                Err(_) => Err(stopped()),
             }
         }
     }
 
     /// For drops, which cannot wait: at once when there is room, else from a task of its own.
     fn send_later(&self, message: Message) {
-        if let Err(mpsc::error::TrySendError::Full(message)) = self.sender.try_send(message)
+        if let Ok(Some(message)) = self.shared.inbox.try_put(message)
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            let sender = self.sender.clone();
-            runtime.spawn(async move { sender.send(message).await.ok() });
+            let shared = Arc::clone(&self.shared);
+            runtime.spawn(async move { shared.inbox.put(message).await.ok() });
         }
     }
 

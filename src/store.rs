@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
-pub use committer::{Committer, Done};
+pub use committer::{Committer, Done, Stored};
 pub use doctor::{LostRows, Report, doctor, repair};
 pub use embedded::{EmbeddedStore, StoreOptions};
 pub use memory::MemoryStore;

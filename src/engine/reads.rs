@@ -93,11 +93,6 @@ impl Reads {
         !self.asked.is_empty()
     }
 
-    /// Whether a session waits until its stream has taken something.
-    pub(super) fn are_paced(&self) -> bool {
-        !self.lines.is_empty()
-    }
-
     pub(super) fn add_assign(&mut self, conn: ConnId, assign: Box<Assign>, bytes: u64) {
         let line = self.lines.entry(conn).or_default();
         line.queue.push_back(Pending { assign, at_hand: false, bytes, then: Vec::new() });

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::handle::Session;
-use crate::row::RowKey;
+use crate::row::{RowChange, RowKey};
 use crate::scheduler::{AttemptEnd, AttemptResult, Filter, Frame, Hello, PoolSpec};
 use crate::store::MemoryStore;
 use crate::task::{Method, Outcome, Payload, StateName, TaskOptions};

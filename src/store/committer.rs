@@ -32,9 +32,24 @@ const QUIET: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Committer {
     requests: Option<Sender<Request>>,
-    done: mpsc::UnboundedReceiver<Result<Done, StoreError>>,
     size: Arc<AtomicU64>,
     thread: Option<thread::JoinHandle<()>>,
+}
+
+/// Tells what became of what the [`Committer`] was asked for.
+#[derive(Debug)]
+pub struct Stored {
+    done: mpsc::UnboundedReceiver<Result<Done, StoreError>>,
+}
+
+impl Stored {
+    /// The next end of something asked for. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the store has failed: nothing more will be stored or read.
+    pub async fn next(&mut self) -> Result<Done, StoreError> {
+        self.done.recv().await.unwrap_or_else(|| Err(StoreError::Fatal("its thread has ended".to_owned())))
+    }
 }
 
 /// Something asked of the store has ended.
@@ -70,13 +85,13 @@ impl Committer {
     ///
     /// # Errors
     /// When the operating system refuses one.
-    pub fn start(store: Box<dyn Store>) -> std::io::Result<Self> {
+    pub fn start(store: Box<dyn Store>) -> std::io::Result<(Self, Stored)> {
         let (requests, inbox) = channel();
         let (outbox, done) = mpsc::unbounded_channel();
         let size = Arc::new(AtomicU64::new(store.size()));
         let keeper = Keeper { store, inbox, outbox, size: Arc::clone(&size), backup: None };
         let thread = thread::Builder::new().name("crewcall-store".to_owned()).spawn(|| keeper.run())?;
-        Ok(Self { requests: Some(requests), done, size, thread: Some(thread) })
+        Ok((Self { requests: Some(requests), size, thread: Some(thread) }, Stored { done }))
     }
 
     /// Hands over a batch. Its end must be awaited before the next one.
@@ -100,14 +115,6 @@ impl Committer {
     /// Bytes of disk in use, as of the last batch or quiet moment.
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Relaxed)
-    }
-
-    /// The next end of something asked for. Cancel-safe.
-    ///
-    /// # Errors
-    /// When the store has failed: nothing more will be stored or read.
-    pub async fn done(&mut self) -> Result<Done, StoreError> {
-        self.done.recv().await.unwrap_or_else(|| Err(StoreError::Fatal("its thread has ended".to_owned())))
     }
 
     fn ask(&self, request: Request) {

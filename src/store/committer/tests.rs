@@ -52,24 +52,25 @@ impl Store for Scripted {
 async fn a_full_batch_comes_back_and_may_grow() {
     let full = StoreError::Full("no space".to_owned());
     let commits = vec![Err(full.clone()), Err(full.clone()), Ok(())].into_iter();
-    let mut committer = Committer::start(Box::new(Scripted { commits, ..Scripted::default() })).unwrap();
+    let (committer, mut stored) =
+        Committer::start(Box::new(Scripted { commits, ..Scripted::default() })).unwrap();
     let mut rows = vec![put(1, b"one")];
     for round in 2..4 {
         committer.store(rows);
-        let Done::Full { batch, reason } = committer.done().await.unwrap() else { panic!("not full") };
+        let Done::Full { batch, reason } = stored.next().await.unwrap() else { panic!("not full") };
         assert_eq!((batch.len() as u32, reason), (round - 1, full.clone()));
         // Reads are answered meanwhile, and nothing of the batch is there.
         committer.read(vec![key(1)]);
-        let Done::Read { rows: read, .. } = committer.done().await.unwrap() else { panic!("not read") };
+        let Done::Read { rows: read, .. } = stored.next().await.unwrap() else { panic!("not read") };
         assert_eq!(read, Ok(vec![None]));
         rows = batch;
         rows.push(put(round, b"more"));
     }
     committer.store(rows);
-    let Done::Stored(buffer) = committer.done().await.unwrap() else { panic!("not stored") };
+    let Done::Stored(buffer) = stored.next().await.unwrap() else { panic!("not stored") };
     assert!(buffer.is_empty());
     committer.read(vec![key(3), key(9), key(1)]);
-    let Done::Read { keys, rows } = committer.done().await.unwrap() else { panic!("not read") };
+    let Done::Read { keys, rows } = stored.next().await.unwrap() else { panic!("not read") };
     assert_eq!(keys, [key(3), key(9), key(1)]);
     assert_eq!(rows, Ok(vec![Some(Bytes::from_static(b"more")), None, Some(Bytes::from_static(b"one"))]));
     assert_eq!(committer.size(), 4_711);
@@ -105,23 +106,24 @@ fn the_last_change_of_a_row_counts_and_what_makes_room_comes_first() {
 async fn a_failure_ends_it_for_good() {
     let failed = StoreError::Fatal("fsync: EIO".to_owned());
     let commits = vec![Ok(()), Err(failed.clone()), Ok(())].into_iter();
-    let mut committer = Committer::start(Box::new(Scripted { commits, ..Scripted::default() })).unwrap();
+    let (committer, mut stored) =
+        Committer::start(Box::new(Scripted { commits, ..Scripted::default() })).unwrap();
     committer.store(vec![put(1, b"one")]);
-    assert!(matches!(committer.done().await, Ok(Done::Stored(_))));
+    assert!(matches!(stored.next().await, Ok(Done::Stored(_))));
     committer.store(vec![put(2, b"two")]);
-    assert_eq!(committer.done().await.unwrap_err(), failed);
+    assert_eq!(stored.next().await.unwrap_err(), failed);
     committer.store(vec![put(2, b"two")]);
-    assert!(matches!(committer.done().await, Err(StoreError::Fatal(_))));
+    assert!(matches!(stored.next().await, Err(StoreError::Fatal(_))));
 }
 
 #[tokio::test]
 async fn quiet_moments_are_used_once() {
     let (idles, idle) = channel();
-    let mut committer =
+    let (committer, mut stored) =
         Committer::start(Box::new(Scripted { idles: Some(idles), ..Scripted::default() })).unwrap();
     for _ in 0..3 {
         committer.store(vec![put(1, b"one")]);
-        assert!(matches!(committer.done().await, Ok(Done::Stored(_))));
+        assert!(matches!(stored.next().await, Ok(Done::Stored(_))));
         idle.recv().unwrap();
     }
     drop(committer);
@@ -135,13 +137,13 @@ async fn a_backup_is_made_between_batches() {
     let mut store = EmbeddedStore::open(&root.path().join("data"), StoreOptions::default()).unwrap();
     let rows: Vec<_> = (0..4_000).map(|number| put(number, &number.to_le_bytes())).collect();
     store.commit(&rows).unwrap();
-    let mut committer = Committer::start(Box::new(store)).unwrap();
+    let (committer, mut stored) = Committer::start(Box::new(store)).unwrap();
     let mut answer = committer.backup(into.clone());
     let second = committer.backup(root.path().join("second"));
     let mut batches = 0;
     let copied = loop {
         committer.store(vec![put(batches, b"changed")]);
-        assert!(matches!(committer.done().await, Ok(Done::Stored(_))));
+        assert!(matches!(stored.next().await, Ok(Done::Stored(_))));
         batches += 1;
         if let Ok(answer) = answer.try_recv() {
             break answer.unwrap();
@@ -158,7 +160,7 @@ async fn a_backup_is_made_between_batches() {
 #[tokio::test]
 async fn a_backup_goes_into_a_place_of_its_own() {
     let root = tempfile::tempdir().unwrap();
-    let committer = Committer::start(Box::new(MemoryStore::default())).unwrap();
+    let (committer, _stored) = Committer::start(Box::new(MemoryStore::default())).unwrap();
     let refused = committer.backup(root.path().to_owned()).await.unwrap();
     assert!(matches!(refused, Err(StoreError::Unwritable { .. })), "{refused:?}");
     let file = root.path().join("file");
