@@ -146,7 +146,19 @@ async fn measure(args: BenchArgs, out: Output) -> Result<Exit, BenchError> {
     }
     let length = Duration::from_secs(crewcall_bench::estimate(&settings).as_secs().max(1));
     eprintln!("this takes about {}", humantime::format_duration(length));
-    let report = crewcall_bench::run(&settings, |_| ()).await?;
+    let here = Path::new(".");
+    if args.write {
+        crewcall_bench::recordable(here)?;
+    }
+    let report = crewcall_bench::run(&settings, |mode| {
+        if args.write {
+            crewcall_bench::record(mode, here)?;
+            let name = mode.cases.first().map_or("nothing", |case| case.mode.name());
+            eprintln!("{name} is recorded");
+        }
+        Ok(())
+    })
+    .await?;
     match args.json.as_deref() {
         Some(path) if path.as_os_str() == "-" => out.bytes(json(&report)?.as_bytes())?,
         Some(path) => {
@@ -154,11 +166,6 @@ async fn measure(args: BenchArgs, out: Output) -> Result<Exit, BenchError> {
             out.bytes(crewcall_bench::table(&report).as_bytes())?;
         }
         None => out.bytes(crewcall_bench::table(&report).as_bytes())?,
-    }
-    if args.write {
-        for file in crewcall_bench::record(&report, Path::new("."))? {
-            eprintln!("wrote {}", file.display());
-        }
     }
     Ok(Exit::Ok)
 }
