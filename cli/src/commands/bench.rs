@@ -58,6 +58,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "SECONDS", default_value = "1.5", value_parser = seconds)]
     seconds: Duration,
 
+    /// How long the mode overload goes on
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    overload: Duration,
+
     /// How often each case runs. Default: 8 with --compare, else once
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: Option<u32>,
@@ -187,6 +191,7 @@ fn settings(args: &BenchArgs) -> Result<Settings, BenchError> {
         connections: args.connections.clone(),
         seconds: if args.quick { Duration::from_millis(100) } else { args.seconds },
         warm_up: Duration::from_millis(if args.quick { 20 } else { 500 }),
+        overload: if args.quick { Duration::from_millis(600) } else { args.overload },
         pairs: args.pairs.unwrap_or(if compare && !args.quick { PAIRS } else { 1 }),
         compare,
         target: args.target.clone(),
