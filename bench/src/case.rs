@@ -240,6 +240,8 @@ pub enum Load {
     },
     /// Calls at a pace, whether or not they are answered.
     Overload {
+        /// How they reach the server.
+        way: Way,
         /// So many times what the workers can do.
         times: u32,
     },
@@ -262,6 +264,17 @@ pub enum Caller {
     Awaited,
     /// Nobody: bare slots on the stream, the cheapest client there is.
     Window,
+}
+
+/// A way in for callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Many calls over one stream.
+    Pipe,
+    /// A gRPC request for each.
+    Call,
+    /// A `POST /v1/call/{method}` for each.
+    Rest,
 }
 
 /// An idle worker's protocol.
@@ -321,6 +334,10 @@ pub enum Extra {
     FileShare,
     /// Server memory for each idle connection.
     KibEach,
+    /// Calls per second that the workers can do.
+    Peak,
+    /// Calls that were made over what the workers can do.
+    Offered,
     /// Answered in time over what the workers can do.
     Goodput,
     /// Memory at the end of the overload over memory after its first tenth.
@@ -329,6 +346,8 @@ pub enum Extra {
     RecoverMs,
     /// Answered, but too late to be of use.
     Late,
+    /// Refused because there is no room, with a hint when to come back.
+    Refused,
     /// Results that never came.
     Lost,
     /// Answers that said done and held nothing.
@@ -350,10 +369,13 @@ impl Extra {
             Self::ReadyMs => "ready_ms",
             Self::FileShare => "file_share",
             Self::KibEach => "kib_each",
+            Self::Peak => "peak",
+            Self::Offered => "offered",
             Self::Goodput => "goodput",
             Self::MemoryGrowth => "memory_growth",
             Self::RecoverMs => "recover_ms",
             Self::Late => "late",
+            Self::Refused => "refused",
             Self::Lost => "lost",
             Self::Blank => "blank",
             Self::Doubled => "doubled",
@@ -377,10 +399,13 @@ impl Metric {
             Self::Extra(Extra::ReadyMs) => "ms to ready",
             Self::Extra(Extra::FileShare) => "file / live bytes",
             Self::Extra(Extra::KibEach) => "KiB for each",
+            Self::Extra(Extra::Peak) => "peak",
+            Self::Extra(Extra::Offered) => "offered",
             Self::Extra(Extra::Goodput) => "goodput",
             Self::Extra(Extra::MemoryGrowth) => "memory growth",
             Self::Extra(Extra::RecoverMs) => "ms to recover",
             Self::Extra(Extra::Late) => "late",
+            Self::Extra(Extra::Refused) => "refused",
             Self::Extra(Extra::Lost) => "lost",
             Self::Extra(Extra::Blank) => "blank",
             Self::Extra(Extra::Doubled) => "doubled",

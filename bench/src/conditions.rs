@@ -46,12 +46,11 @@ pub(crate) fn steal() -> Option<Ticks> {
     Some(Ticks { steal: *ticks.get(7)?, all: ticks.iter().take(8).sum() })
 }
 
-impl Ticks {
-    /// The share stolen since then, 0 to 1.
-    pub(crate) fn since(&self, before: &Self) -> Option<f64> {
-        let all = self.all.checked_sub(before.all).filter(|all| *all > 0)?;
-        Some(self.steal.saturating_sub(before.steal) as f64 / all as f64)
-    }
+/// The share stolen since then, 0 to 1; `None` where the system does not tell.
+pub(crate) fn stolen_since(before: Option<Ticks>) -> Option<f64> {
+    let (before, now) = before.zip(steal())?;
+    let all = now.all.checked_sub(before.all).filter(|all| *all > 0)?;
+    Some(now.steal.saturating_sub(before.steal) as f64 / all as f64)
 }
 
 fn system(release: &str) -> String {

@@ -27,6 +27,8 @@ pub(crate) struct Connection {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    /// Of a refusal, in seconds.
+    pub(crate) retry_after: Option<u64>,
     pub(crate) body: Bytes,
 }
 
@@ -91,10 +93,13 @@ impl Connection {
             httparse::Status::Partial => return Ok(None),
         };
         let status = response.code.unwrap_or(0);
-        let length =
-            response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-        let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse::<usize>().ok());
+        let number = |name: &str| {
+            let header = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
+            std::str::from_utf8(header.value).ok()?.parse::<u64>().ok()
+        };
+        let length = number("content-length").and_then(|length| usize::try_from(length).ok());
         let length = length.ok_or_else(|| unreadable(&"it does not say how long it is"))?;
+        let retry_after = if status >= 400 { number("retry-after") } else { None };
         if self.read.len() < head + length {
             return Ok(None);
         }
@@ -102,7 +107,7 @@ impl Connection {
         let body = self.read.split_to(length).freeze();
         // Gives the room of what was handed out back, once nobody holds it any more.
         self.read.reserve(BUFFER);
-        Ok(Some(Answer { status, body }))
+        Ok(Some(Answer { status, retry_after, body }))
     }
 }
 
@@ -142,13 +147,13 @@ mod tests {
         let mut connection = answers(&[
             "HTTP/1.1 200 OK\r\nContent-",
             "Length: 5\r\n\r\n80",
-            "235HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+            "235HTTP/1.1 429 Too Many Requests\r\nRetry-After: 2\r\ncontent-length: 0\r\n\r\n",
         ])
         .await;
         let answer = connection.post("/v1/call/add", b"{}").await.unwrap();
-        assert_eq!(answer, Answer { status: 200, body: Bytes::from_static(b"80235") });
+        assert_eq!(answer, Answer { status: 200, retry_after: None, body: Bytes::from_static(b"80235") });
         let answer = connection.get("/").await.unwrap();
-        assert_eq!(answer, Answer { status: 404, body: Bytes::new() });
+        assert_eq!(answer, Answer { status: 429, retry_after: Some(2), body: Bytes::new() });
         assert!(connection.get("/").await.is_err(), "the server has gone");
     }
 

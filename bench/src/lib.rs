@@ -36,7 +36,7 @@ pub mod task;
 mod websocket;
 pub mod worker;
 
-pub use record::record;
+pub use record::{record, recordable};
 pub use result::Report;
 pub use run::{estimate, run};
 pub use settings::Settings;

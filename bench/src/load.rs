@@ -35,7 +35,7 @@ pub(crate) async fn run(load: &Load, stage: &mut Stage<'_>) -> Result<Sample, Be
         Load::Stored { in_flight } => stored::run(stage, in_flight).await,
         Load::Submit { in_flight } => submit::run(stage, in_flight).await,
         Load::Idle { kind, connections } => idle::run(stage, kind, connections).await,
-        Load::Overload { times } => overload::run(stage, times).await,
+        Load::Overload { way, times } => overload::run(stage, way, times).await,
         Load::Restart { tasks } => restart::run(stage, tasks).await,
         Load::Slow { callers } => slow::run(stage, callers).await,
     }

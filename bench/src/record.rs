@@ -4,7 +4,7 @@
 //! before, under the conditions of its own, and the rest stays. `docs/figures/bench.json` holds all of it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -52,17 +52,22 @@ impl Record {
     }
 }
 
-/// Writes a run into the record of the working copy at `root`, and says which files were written.
+/// Whether a run of this build could be written into the record of the working copy at `root`: better known before
+/// it than after.
+///
+/// # Errors
+/// When this is a debug build, or the document cannot be read or lacks a marker.
+pub fn recordable(root: &Path) -> Result<(), BenchError> {
+    of_release(if cfg!(debug_assertions) { "debug" } else { "release" })?;
+    document::complete(&read_document(root)?)
+}
+
+/// Writes a run, or a part of one, into the record of the working copy at `root`.
 ///
 /// # Errors
 /// When the run is of a debug build, a file cannot be read or written, or the document lacks a marker.
-pub fn record(report: &Report, root: &Path) -> Result<Vec<PathBuf>, BenchError> {
-    if report.conditions.build != "release" {
-        let build = &report.conditions.build;
-        return Err(BenchError::Usage(format!(
-            "the figures of a {build} build are no record: build with --release"
-        )));
-    }
+pub fn record(report: &Report, root: &Path) -> Result<(), BenchError> {
+    of_release(&report.conditions.build)?;
     let figures = root.join(FIGURES);
     let mut record = match fs::read(&figures) {
         Ok(text) => serde_json::from_slice(&text).map_err(|error| {
@@ -76,22 +81,39 @@ pub fn record(report: &Report, root: &Path) -> Result<Vec<PathBuf>, BenchError> 
     };
     record.merge(report);
 
-    let path = root.join(DOCUMENT);
-    let text = fs::read_to_string(&path).map_err(|error| {
-        BenchError::Usage(format!(
-            "{}: {error}; a record belongs into a working copy of crewcall",
-            path.display()
-        ))
-    })?;
-    let mut files = vec![(path, document::rewrite(&text, &record)?), (figures, json(&record)?)];
+    // The figures first: from them the next run writes all the rest.
+    let document = document::rewrite(&read_document(root)?, &record)?;
+    let mut files = vec![(figures, json(&record)?), (root.join(DOCUMENT), document)];
     for (name, svg) in plot::plots(&record)? {
         files.push((root.join(PLOTS).join(name), svg));
     }
     fs::create_dir_all(root.join(PLOTS))?;
-    for (path, text) in &files {
-        fs::write(path, text)?;
+    files.iter().try_for_each(|(path, text)| write(path, text))
+}
+
+fn of_release(build: &str) -> Result<(), BenchError> {
+    if build == "release" {
+        return Ok(());
     }
-    Ok(files.into_iter().map(|(path, _)| path).collect())
+    Err(BenchError::Usage(format!("the figures of a {build} build are no record: build with --release")))
+}
+
+fn read_document(root: &Path) -> Result<String, BenchError> {
+    let path = root.join(DOCUMENT);
+    fs::read_to_string(&path).map_err(|error| {
+        BenchError::Usage(format!(
+            "{}: {error}; a record belongs into a working copy of crewcall",
+            path.display()
+        ))
+    })
+}
+
+/// As a whole or not at all: a run may be cut short while it writes.
+fn write(path: &Path, text: &str) -> Result<(), BenchError> {
+    let mut half = path.as_os_str().to_owned();
+    half.push(".new");
+    fs::write(&half, text)?;
+    Ok(fs::rename(&half, path)?)
 }
 
 /// A case a line, so that a change shows as one.

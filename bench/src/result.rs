@@ -91,12 +91,13 @@ pub struct Sample {
     pub server_cpu_ms_per_1000: Option<f64>,
     /// Resident memory of the server process at the end of the window; `None` for a server elsewhere.
     pub server_rss_mib: Option<f64>,
-    /// Calls refused with a hint to come back later (only where the load asks for more than can be had).
-    pub refused: u64,
     /// Answers that were wrong, missing or given twice. A load that allows none of them fails instead.
     pub wrong: u64,
     /// What only this mode measures, with the unit in the name: `ready_ms`, `kib_each`.
     pub extra: BTreeMap<String, f64>,
+    /// What a person should know of it: the first answer that nobody expects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// From the sending of a call to its answer, in microseconds.

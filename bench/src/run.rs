@@ -38,40 +38,54 @@ fn pairs(case: &Case, settings: &Settings) -> u32 {
 }
 
 /// Runs everything that was asked for, with a progress bar where a person watches stderr. `each` is told what
-/// came of each case as soon as it is there.
+/// came of each mode as soon as it is done, so that a run that is cut short keeps what it measured.
 ///
 /// # Errors
-/// [`BenchError`]: what was asked for makes no sense, a process failed, or an answer was wrong.
-pub async fn run(settings: &Settings, mut each: impl FnMut(&CaseResult)) -> Result<Report, BenchError> {
+/// [`BenchError`]: what was asked for makes no sense, a process failed, an answer was wrong, or what `each` says.
+pub async fn run(
+    settings: &Settings,
+    mut each: impl FnMut(&Report) -> Result<(), BenchError>,
+) -> Result<Report, BenchError> {
     check(settings)?;
     files::raise_limit();
-    let cases: Vec<Case> = settings.modes.iter().flat_map(|mode| matrix::cases(*mode, settings)).collect();
-    let bar = progress(settings, &cases);
+    let modes: Vec<Vec<Case>> = settings.modes.iter().map(|mode| matrix::cases(*mode, settings)).collect();
+    let bar = progress(settings, modes.iter().flatten());
     let conditions = conditions::now(settings);
     let steal = conditions::steal();
     let mut report = Report { format: 1, conditions, cases: Vec::new() };
-    for case in &cases {
-        let mut result = empty(case, settings);
-        bar.set_message(result.title());
-        for round in 0..pairs(case, settings) {
-            let pair = pair(case, settings, round).await.map_err(|error| match error {
-                BenchError::Failed { case, why } => {
-                    BenchError::failed(format!("{} ({case})", result.title()), why)
-                }
-                other => other,
-            })?;
-            result.pairs.push(pair);
-            bar.inc(1);
+    for cases in &modes {
+        let steal = conditions::steal();
+        let mut mode =
+            Report { format: report.format, conditions: report.conditions.clone(), cases: Vec::new() };
+        for case in cases {
+            mode.cases.push(measure(case, settings, &bar).await?);
         }
-        if settings.size == Size::Full {
-            result.goals = goals(case, &result);
-        }
-        bar.suspend(|| each(&result));
-        report.cases.push(result);
+        mode.conditions.steal = conditions::stolen_since(steal);
+        bar.suspend(|| each(&mode))?;
+        report.cases.append(&mut mode.cases);
     }
     bar.finish_and_clear();
-    report.conditions.steal = conditions::steal().zip(steal).and_then(|(after, before)| after.since(&before));
+    report.conditions.steal = conditions::stolen_since(steal);
     Ok(report)
+}
+
+async fn measure(case: &Case, settings: &Settings, bar: &ProgressBar) -> Result<CaseResult, BenchError> {
+    let mut result = empty(case, settings);
+    bar.set_message(result.title());
+    for round in 0..pairs(case, settings) {
+        let pair = pair(case, settings, round).await.map_err(|error| match error {
+            BenchError::Failed { case, why } => {
+                BenchError::failed(format!("{} ({case})", result.title()), why)
+            }
+            other => other,
+        })?;
+        result.pairs.push(pair);
+        bar.inc(1);
+    }
+    if settings.size == Size::Full {
+        result.goals = goals(case, &result);
+    }
+    Ok(result)
 }
 
 fn check(settings: &Settings) -> Result<(), BenchError> {
@@ -128,13 +142,13 @@ fn goals(case: &Case, result: &CaseResult) -> Vec<GoalResult> {
     asked.map(|goal| GoalResult { goal: *goal, reached: reached(goal) }).collect()
 }
 
-fn progress(settings: &Settings, cases: &[Case]) -> ProgressBar {
+fn progress<'a>(settings: &Settings, cases: impl Iterator<Item = &'a Case>) -> ProgressBar {
     let target = if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {
         ProgressDrawTarget::hidden()
     };
-    let rounds = cases.iter().map(|case| u64::from(pairs(case, settings))).sum();
+    let rounds = cases.map(|case| u64::from(pairs(case, settings))).sum();
     let bar = ProgressBar::with_draw_target(Some(rounds), target);
     if let Ok(style) =
         ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} of about {eta} left  {msg}")

@@ -19,6 +19,8 @@ pub struct Settings {
     pub seconds: Duration,
     /// Before it.
     pub warm_up: Duration,
+    /// How long an overload goes on.
+    pub overload: Duration,
     /// How often each case runs.
     pub pairs: u32,
     /// Whether the floors run too.

@@ -75,10 +75,8 @@ fn verdicts(case: &CaseResult) -> Vec<String> {
             lines.push(format!("{title}: {name} = {}", spread(values)));
         }
     }
-    let refused: u64 = case.pairs.iter().map(|pair| pair.product.refused).sum();
-    if refused > 0 {
-        lines.push(format!("{title}: {refused} calls refused with a hint when to come back"));
-    }
+    let notes = case.pairs.iter().filter_map(|pair| pair.product.note.as_ref());
+    lines.extend(notes.map(|note| format!("{title}: {note}")));
     lines
 }
 

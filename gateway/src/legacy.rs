@@ -7,7 +7,7 @@
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -22,6 +22,7 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use crate::Settings;
+use crate::body;
 use crate::legacy_worker::Crew;
 use calls::{Call, Calls, Found, RETENTION, Space, Want};
 
@@ -84,7 +85,7 @@ impl Legacy {
 
     async fn body(&self, request: Request) -> Result<Bytes, Response> {
         let most = self.handle.limits().payload_bytes.saturating_add(BODY_OVERHEAD);
-        to_bytes(request.into_body(), most).await.map_err(|_| {
+        body::read(request.into_body(), most).await.map_err(|_| {
             let message = format!("the body could not be read, or is over {most} bytes");
             text(StatusCode::PAYLOAD_TOO_LARGE, &message)
         })

@@ -23,6 +23,7 @@ use axum::{
 use crewcall::{handle::Handle, shutdown::Shutdown};
 use tower::ServiceExt as _;
 
+mod body;
 mod browser;
 mod front;
 mod legacy;

@@ -21,6 +21,15 @@ pub(super) fn rewrite(document: &str, record: &Record) -> Result<String, BenchEr
     Ok(text)
 }
 
+/// Whether there is a place for everything that a run may measure.
+///
+/// # Errors
+/// When a marker is missing.
+pub(super) fn complete(document: &str) -> Result<(), BenchError> {
+    let mut names = Mode::ALL.iter().map(|mode| mode.name()).chain(["goals"]);
+    names.try_for_each(|name| replace(document, name, "").map(drop))
+}
+
 fn replace(document: &str, name: &str, content: &str) -> Result<String, BenchError> {
     let (opening, closing) = (format!("<!-- bench:{name} -->"), format!("<!-- /bench:{name} -->"));
     let found = document.split_once(&opening).and_then(|(before, rest)| {

@@ -84,6 +84,10 @@ fn a_run_replaces_its_modes_and_leaves_the_rest() {
     let again = read(FIGURES);
     record(&report("bbbb", vec![pipe(150_000.0)]), root.path()).unwrap();
     assert_eq!((read(DOCUMENT), read(FIGURES)), (text, again), "the same run again changes nothing");
+    for folder in [root.path(), &root.path().join(PLOTS)] {
+        let mut names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(names.all(|name| !name.to_string_lossy().ends_with(".new")), "what was half written is left");
+    }
 }
 
 #[test]
@@ -137,6 +141,8 @@ fn what_is_no_record_is_refused() {
     fs::write(root.path().join(DOCUMENT), document().replace("<!-- bench:pipe -->", "")).unwrap();
     let error = record(&debug, root.path()).unwrap_err().to_string();
     assert!(error.contains("<!-- bench:pipe -->"), "{error}");
+    assert_eq!(document::complete(&document()).map_err(|error| error.to_string()), Ok(()));
+    assert!(document::complete(&document().replace("<!-- /bench:slow -->", "")).is_err());
     assert!(!root.path().join(FIGURES).exists(), "nothing is half written");
 }
 

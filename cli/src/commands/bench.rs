@@ -58,6 +58,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "SECONDS", default_value = "1.5", value_parser = seconds)]
     seconds: Duration,
 
+    /// How long the mode overload goes on
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    overload: Duration,
+
     /// How often each case runs. Default: 8 with --compare, else once
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: Option<u32>,
@@ -146,7 +150,19 @@ async fn measure(args: BenchArgs, out: Output) -> Result<Exit, BenchError> {
     }
     let length = Duration::from_secs(crewcall_bench::estimate(&settings).as_secs().max(1));
     eprintln!("this takes about {}", humantime::format_duration(length));
-    let report = crewcall_bench::run(&settings, |_| ()).await?;
+    let here = Path::new(".");
+    if args.write {
+        crewcall_bench::recordable(here)?;
+    }
+    let report = crewcall_bench::run(&settings, |mode| {
+        if args.write {
+            crewcall_bench::record(mode, here)?;
+            let name = mode.cases.first().map_or("nothing", |case| case.mode.name());
+            eprintln!("{name} is recorded");
+        }
+        Ok(())
+    })
+    .await?;
     match args.json.as_deref() {
         Some(path) if path.as_os_str() == "-" => out.bytes(json(&report)?.as_bytes())?,
         Some(path) => {
@@ -154,11 +170,6 @@ async fn measure(args: BenchArgs, out: Output) -> Result<Exit, BenchError> {
             out.bytes(crewcall_bench::table(&report).as_bytes())?;
         }
         None => out.bytes(crewcall_bench::table(&report).as_bytes())?,
-    }
-    if args.write {
-        for file in crewcall_bench::record(&report, Path::new("."))? {
-            eprintln!("wrote {}", file.display());
-        }
     }
     Ok(Exit::Ok)
 }
@@ -180,6 +191,7 @@ fn settings(args: &BenchArgs) -> Result<Settings, BenchError> {
         connections: args.connections.clone(),
         seconds: if args.quick { Duration::from_millis(100) } else { args.seconds },
         warm_up: Duration::from_millis(if args.quick { 20 } else { 500 }),
+        overload: if args.quick { Duration::from_millis(600) } else { args.overload },
         pairs: args.pairs.unwrap_or(if compare && !args.quick { PAIRS } else { 1 }),
         compare,
         target: args.target.clone(),

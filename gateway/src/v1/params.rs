@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::{HeaderMap, header, request::Parts};
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use crewcall::error::{Error, Result};
 use crewcall::scheduler::Limits;
 use crewcall::task::TaskId;
 
-use crate::Problem;
+use crate::{Problem, body};
 
 /// The one variable of a path, decoded.
 pub(super) struct Segment(pub(super) String);
@@ -123,7 +123,7 @@ pub(super) async fn read_body(headers: &HeaderMap, body: Body, most: usize) -> R
     if announced.is_some_and(|length| length > most as u64) {
         return Err(too_large(most));
     }
-    to_bytes(body, most).await.map_err(|error| {
+    body::read(body, most).await.map_err(|error| {
         let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(cause) = source {
             if cause.is::<http_body_util::LengthLimitError>() {
