@@ -19,6 +19,7 @@
               engine rather than be passed over, and the audit and the simulator look for it"
 )]
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -40,6 +41,7 @@ use crate::clock::Timestamp;
 use crate::error::{Error, Reason};
 use crate::row::{Row, RowChange, RowKey};
 use crate::task::{State, StateName, Task, TaskId};
+use answered::{Answered, Number};
 use dead_letters::DeadLetters;
 use deadlines::{Deadlines, Due};
 use drains::Absent;
@@ -49,6 +51,7 @@ use roster::Roster;
 use sharing::SharedOptions;
 use watch::Watchers;
 
+mod answered;
 mod audit;
 mod command;
 mod dead_letters;
@@ -117,11 +120,9 @@ pub struct Scheduler {
     /// Of durable tasks.
     options: SharedOptions,
     lives: Slab<Live>,
-    /// All tasks, oldest first.
+    /// All tasks of the ledger, oldest first.
     by_age: List,
-    /// Ended calls whose caller got the outcome, oldest first.
-    answered: List,
-    answered_bytes: usize,
+    answered: Answered,
     roster: Roster,
     /// Leases of restored tasks whose worker has not come back, for the worker that names them.
     orphans: BTreeMap<u64, Slot>,
@@ -136,7 +137,17 @@ pub struct Scheduler {
     hearing_until: Timestamp,
     /// Of the tasks that became ready.
     next_place: u64,
+    /// Of the tasks that were accepted.
+    next_age: u64,
     totals: Totals,
+}
+
+/// Where a task lies. Valid until something changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Ledger(Slot),
+    /// Not in the ledger any more: it has succeeded, and its caller got the outcome.
+    Answered(Number),
 }
 
 impl Scheduler {
@@ -157,8 +168,7 @@ impl Scheduler {
             options: SharedOptions::default(),
             lives: Slab::new(),
             by_age: List::new(Chain::Age),
-            answered: List::new(Chain::Line),
-            answered_bytes: 0,
+            answered: Answered::default(),
             roster: Roster::default(),
             orphans: BTreeMap::new(),
             deadlines: Deadlines::default(),
@@ -169,6 +179,7 @@ impl Scheduler {
             strays_left: 0,
             hearing_until: Timestamp::default(),
             next_place: 0,
+            next_age: 0,
             totals: Totals::default(),
         }
     }
@@ -219,13 +230,17 @@ impl Scheduler {
 
     /// When `tick` has something to do next.
     pub fn due(&self) -> Option<Timestamp> {
-        let answered = self.answered.head().map(|slot| self.ledger.task(slot).forget_at);
+        let answered = self.answered.oldest().map(|(_, ended_at)| self.forget_at(ended_at));
         [self.deadlines.next(), answered, self.absent.next()].into_iter().flatten().min()
     }
 
     /// Tasks in each state, in the order of [`StateName::ALL`](crate::task::StateName::ALL).
     pub fn counts(&self) -> [u64; 7] {
-        self.ledger.counts()
+        let mut counts = self.ledger.counts();
+        if let Some(finished) = counts.get_mut(StateName::Finished as usize) {
+            *finished += self.answered.plain().calls as u64;
+        }
+        counts
     }
 
     /// The durable facts as rows, sorted by key: for tests that compare a restored scheduler with a live
@@ -234,9 +249,25 @@ impl Scheduler {
         self.ledger.rows()
     }
 
-    /// All tasks, in no particular order: for tests that compare every one of them at every step.
+    /// All tasks but those of `answered`, in no particular order: for tests that compare every one of them at every
+    /// step.
     pub fn tasks(&self) -> impl Iterator<Item = &Task> {
         self.ledger.iter().map(|(_, task)| task)
+    }
+
+    /// Calls that have succeeded and whose callers got the outcomes, oldest first: for tests likewise.
+    pub fn answered(&self) -> impl Iterator<Item = Task> {
+        self.answered.plain_numbers().map(|number| self.plain_task(number))
+    }
+
+    /// How many tasks are known.
+    fn known_tasks(&self) -> usize {
+        self.ledger.len() + self.answered.plain().calls
+    }
+
+    /// Payloads and outcomes in memory.
+    fn bytes(&self) -> usize {
+        self.ledger.bytes() + self.answered.plain().bytes
     }
 
     /// Carries out what someone asks.
@@ -290,11 +321,10 @@ impl Scheduler {
                 Due::Session(session) => self.session_due(session, at, out),
             }
         }
-        while let Some(slot) = self.answered.head() {
-            if self.ledger.task(slot).forget_at > self.now {
-                break;
-            }
-            self.forget(slot, out);
+        while let Some((oldest, ended_at)) = self.answered.oldest()
+            && self.forget_at(ended_at) <= self.now
+        {
+            self.forget_answered(oldest, out);
         }
         self.drains_due(out);
     }
@@ -326,15 +356,45 @@ impl Scheduler {
         }
     }
 
-    fn slot_of(&self, id: TaskId) -> Result<Slot, Error> {
-        self.ledger.slot_of(id).ok_or_else(|| {
-            Error::new(
-                Reason::TaskNotFound,
-                format!(
-                    "no task {id}: it never was, or its outcome was kept for its retention time and is gone"
-                ),
-            )
-        })
+    /// Where the task lies.
+    fn find(&self, id: TaskId) -> Result<Place, Error> {
+        if let Some(slot) = self.ledger.slot_of(id) {
+            return Ok(Place::Ledger(slot));
+        }
+        if let Some(number) = self.answered.find(id) {
+            return Ok(Place::Answered(number));
+        }
+        Err(not_found(id))
+    }
+
+    /// The same for several: the answered are looked through once.
+    fn find_each(&self, ids: &[TaskId]) -> Vec<Result<Place, Error>> {
+        let elsewhere = ids.iter().copied().filter(|id| self.ledger.slot_of(*id).is_none());
+        let answered = self.answered.find_all(elsewhere);
+        let find = |id: &TaskId| match (self.ledger.slot_of(*id), answered.get(id)) {
+            (Some(slot), _) => Ok(Place::Ledger(slot)),
+            (None, Some(number)) => Ok(Place::Answered(*number)),
+            (None, None) => Err(not_found(*id)),
+        };
+        ids.iter().map(find).collect()
+    }
+
+    /// The task that lies there, as it stands.
+    fn task_at(&self, place: Place) -> Cow<'_, Task> {
+        match place {
+            Place::Ledger(slot) => Cow::Borrowed(self.ledger.task(slot)),
+            Place::Answered(number) => Cow::Owned(self.plain_task(number)),
+        }
+    }
+
+    fn plain_task(&self, number: Number) -> Task {
+        let method = &self.roster.routes[self.answered.route(number)].method;
+        self.answered.task(number, method, self.limits.answered_retention_ms)
+    }
+
+    /// When a call is forgotten that ended then and was answered.
+    fn forget_at(&self, ended_at: Timestamp) -> Timestamp {
+        ended_at + self.limits.answered_retention_ms
     }
 
     /// Moves the task's one entry in the deadlines to the earliest thing that can happen to it.
@@ -366,7 +426,7 @@ impl Scheduler {
         for (slot, task) in self.ledger.iter() {
             by_id.push((task.id, slot as u32));
             // The slabs run in step: the ledger's keys of a fresh slab are dense and in order.
-            let key = self.lives.insert(Live::new(0, false, self.now));
+            let key = self.lives.insert(Live::new(0, 0, false, self.now));
             debug_assert_eq!(key, slot);
         }
         by_id.sort_unstable();
@@ -403,11 +463,18 @@ impl Scheduler {
         self.roster.routes[route].tasks += 1;
         let live = &mut self.lives[slot];
         live.set_route(route);
+        self.next_age += 1;
+        live.age = self.next_age;
         live.ready_since = task.changed_at;
         self.by_age.push_back(&mut self.lives, slot);
         self.note_death(slot);
         self.reschedule(slot);
     }
+}
+
+fn not_found(id: TaskId) -> Error {
+    let why = "it never was, or its outcome was kept for its retention time and is gone";
+    Error::new(Reason::TaskNotFound, format!("no task {id}: {why}"))
 }
 
 /// A scheduler that is being restored, row by row: see [`Scheduler::restore`].

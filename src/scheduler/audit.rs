@@ -39,6 +39,9 @@ impl Scheduler {
         let paused = self.ledger.pauses().iter().map(|pause| &pause.method);
         ensure!(paused.eq(self.roster.paused()), "paused methods of ledger and roster differ");
         let mut tasks_of_routes = BTreeMap::new();
+        for number in self.answered.plain_numbers() {
+            *tasks_of_routes.entry(self.answered.route(number)).or_insert(0_usize) += 1;
+        }
         for (slot, task) in self.ledger.iter() {
             let live = &self.lives[slot];
             *tasks_of_routes.entry(live.route()).or_insert(0_usize) += 1;
@@ -63,6 +66,7 @@ impl Scheduler {
     fn audit_age(&self) -> Checked {
         let slots = self.walk(&self.by_age)?;
         let distinct: BTreeSet<Slot> = slots.iter().copied().collect();
+        ensure!(slots.is_sorted_by_key(|slot| self.lives[*slot].age), "by_age is not in order");
         ensure!(
             distinct.len() == self.ledger.len(),
             "by_age has {} of {}",
@@ -73,20 +77,10 @@ impl Scheduler {
     }
 
     fn audit_answered(&self) -> Checked {
-        let slots = self.walk(&self.answered)?;
-        let marked = self.lives.iter().filter(|(_, live)| live.answered).count();
-        ensure!(slots.len() == marked, "{} in answered, {marked} marked", slots.len());
-        let (mut bytes, mut last) = (0, Timestamp::default());
-        for slot in slots {
-            let task = self.ledger.task(slot);
-            ensure!(self.lives[slot].answered, "{} is in answered, not marked", task.id);
-            ensure!(task.state.outcome().is_some(), "{} is in answered, not ended", task.id);
-            ensure!(task.forget_at >= last, "answered is not in order at {}", task.id);
-            (bytes, last) = (bytes + task.size(), task.forget_at);
-        }
-        ensure!(bytes == self.answered_bytes, "answered: {bytes} bytes, {} counted", self.answered_bytes);
-        let over = marked > self.limits.answered_tasks || bytes > self.limits.answered_bytes;
-        ensure!(marked <= 1 || !over, "answered holds {marked} tasks of {bytes} bytes, over its limits");
+        self.answered.audit(&self.ledger, &self.lives)?;
+        let all = self.answered.all();
+        let over = all.calls > self.limits.answered_tasks || all.bytes > self.limits.answered_bytes;
+        ensure!(all.calls <= 1 || !over, "{all:?} answered, over the limits");
         Ok(())
     }
 
@@ -110,6 +104,8 @@ impl Scheduler {
             ensure!(!over, "{id}: more chunks than may be kept");
             ensure!(!ended || talk.watchers.is_empty(), "{id}: ended, and watched");
         }
+        let kept_until = self.forget_at(task.changed_at);
+        ensure!(!live.answered || task.forget_at == kept_until, "{id}: answered, kept until another time");
         let expected = self.expected_due(slot, task, live);
         let due = self.deadlines.at(Due::Task(slot));
         ensure!(due == expected, "{id}: due {due:?}, should be {expected:?}");

@@ -13,11 +13,11 @@ use super::audit::ensure;
 use super::command::Waiter;
 use super::effect::{EffectKind, Reply, TaskView};
 use super::ledger::Slot;
-use super::{Limits, Output, Scheduler};
+use super::{Limits, Output, Place, Scheduler, not_found};
 
 use crate::clock::Timestamp;
 use crate::error::{Error, Reason, Result};
-use crate::task::{Outcome, State, TaskId};
+use crate::task::{Outcome, State, StateName, TaskId};
 
 /// Dead letters looked at for one request; it may end early so that none looks at a million.
 const EXAMINED: usize = 20_000;
@@ -257,10 +257,10 @@ impl Scheduler {
                 last = Some(DeadPlace { at, id, until: Timestamp::default() });
                 if let Some(slot) = self.ledger.slot_of(id)
                     && filter.matches(self, slot)
-                    && self.check_stored(slot).is_ok()
+                    && self.check_stored(Place::Ledger(slot)).is_ok()
                 {
                     gated |= self.is_unstored(slot);
-                    tasks.push(self.view(slot));
+                    tasks.push(self.view(Place::Ledger(slot)));
                 }
             }
         }
@@ -301,8 +301,14 @@ impl Scheduler {
                 ids
             }
         };
+        let elsewhere = ids.iter().copied().filter(|id| self.ledger.slot_of(*id).is_none());
+        let answered = self.answered.find_all(elsewhere);
         for id in ids {
-            let result = self.dead_slot(id);
+            // The same id may be there twice.
+            let result = match answered.get(&id) {
+                Some(_) => Err(not_dead(id, StateName::Finished)),
+                None => self.dead_slot(id),
+            };
             if let Ok(slot) = result
                 && !dry_run
             {
@@ -317,13 +323,11 @@ impl Scheduler {
     }
 
     fn dead_slot(&self, id: TaskId) -> Result<Slot> {
-        let slot = self.slot_of(id)?;
-        let state = &self.ledger.task(slot).state;
-        if matches!(state, State::Ended(Outcome::Failed(_))) {
-            return Ok(slot);
+        let slot = self.ledger.slot_of(id).ok_or_else(|| not_found(id))?;
+        match self.ledger.task(slot).state.name() {
+            StateName::Dead => Ok(slot),
+            other => Err(not_dead(id, other)),
         }
-        let message = format!("task {id} is not a dead letter: it is {}", state.name().as_str());
-        Err(Error::new(Reason::TaskNotDead, message))
     }
 
     fn dead_matching(
@@ -369,6 +373,10 @@ impl Scheduler {
         ensure!(bytes == self.dead.bytes, "dead letters: {bytes} bytes, {} counted", self.dead.bytes);
         Ok(())
     }
+}
+
+fn not_dead(id: TaskId, state: StateName) -> Error {
+    Error::new(Reason::TaskNotDead, format!("task {id} is not a dead letter: it is {}", state.as_str()))
 }
 
 fn died_before(before: Option<Timestamp>) -> Bound<(Timestamp, TaskId)> {

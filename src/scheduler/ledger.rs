@@ -115,6 +115,21 @@ impl Ledger {
         self.resident -= bytes;
     }
 
+    /// Takes an ephemeral task out, of which nothing is stored.
+    #[inline]
+    pub(crate) fn take_out(&mut self, slot: Slot) -> Task {
+        let task = self.tasks.remove(slot);
+        self.index.remove(&task, slot);
+        self.bytes -= task.resident();
+        self.add_to_count(task.state.name(), -1);
+        task
+    }
+
+    /// Puts an ephemeral task back that was taken out.
+    pub(crate) fn put_back(&mut self, task: Task) -> Slot {
+        self.place(task)
+    }
+
     /// Gives the task the options that stand for all equal to its own.
     pub(crate) fn share_options(&mut self, slot: Slot, shared: &mut SharedOptions) {
         let task = &mut self.tasks[slot];
@@ -353,10 +368,7 @@ impl Ledger {
     }
 
     fn forgotten(&mut self, slot: Slot, rows: &mut Vec<RowChange>) -> Slot {
-        let task = self.tasks.remove(slot);
-        self.index.remove(&task, slot);
-        self.bytes -= task.resident();
-        self.add_to_count(task.state.name(), -1);
+        let task = self.take_out(slot);
         if task.is_durable() {
             self.resident -= task.body.resident();
             rows.push(RowChange::Delete(RowKey::Task(task.id)));

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
+use super::answered::{Number, Oldest};
 use super::command::Waiter;
 use super::deadlines::Due;
 use super::effect::{Accepted, EffectKind, Reply, Tell};
 use super::ledger::{Record, Slot};
-use super::live::Live;
-use super::{Output, Scheduler};
+use super::live::{Live, Waiters};
+use super::{Output, Place, Scheduler};
 use crate::clock::Timestamp;
 use crate::error::{Error, Reason, Result};
 use crate::task::{
-    Attempt, Attempts, Body, Durability, ExpiredReason, IdempotencyKey, NewTask, Outcome, State, StateName,
-    Task, TaskError, TaskId, TaskOptions, check_method_name,
+    Attempt, Attempts, Body, Durability, ExpiredReason, IdempotencyKey, NewTask, Outcome, Payload, State,
+    StateName, Task, TaskError, TaskId, TaskOptions, check_method_name,
 };
 
 /// Longest texts kept; longer ones are cut.
@@ -24,6 +25,8 @@ const METADATA_ENTRIES: usize = 32;
 const METADATA_BYTES: usize = 4 << 10;
 const MAX_ATTEMPTS: u32 = 1_000;
 const DAY_MS: u64 = 86_400_000;
+/// Younger tasks that one which comes back from the answered is put behind, at most.
+const AGES_COMPARED: usize = 10_000;
 
 impl Scheduler {
     // --- accepted ---------------------------------------------------------------------------------
@@ -96,7 +99,8 @@ impl Scheduler {
             forget_at: Timestamp::NEVER,
         };
         let slot = self.commit(Record::Submitted(task), out);
-        let live = self.lives.insert(Live::new(route, of_caller, self.now));
+        self.next_age += 1;
+        let live = self.lives.insert(Live::new(route, self.next_age, of_caller, self.now));
         debug_assert_eq!(live, slot, "the slabs run in step");
         self.note_written(slot);
         self.by_age.push_back(&mut self.lives, slot);
@@ -114,7 +118,7 @@ impl Scheduler {
 
     fn check_new(&self, new: &NewTask) -> Result<()> {
         self.limits.check_payload("payload", &new.payload)?;
-        if self.ledger.slot_of(new.id).is_some() {
+        if self.ledger.slot_of(new.id).is_some() || self.answered.find(new.id).is_some() {
             return Err(Error::invalid("task_id", format_args!("{} is taken", new.id)));
         }
         // Most calls share one default set of options, which needs no check.
@@ -217,11 +221,11 @@ impl Scheduler {
             let message = format!("{queued} tasks wait for {:?}, the limit (limits.queue_tasks)", new.method);
             return Err(Error::new(Reason::QueueFull, message));
         }
-        if self.ledger.len() >= self.limits.tasks {
-            let message = format!("the server knows {} tasks, its limit (limits.tasks)", self.ledger.len());
+        if self.known_tasks() >= self.limits.tasks {
+            let message = format!("the server knows {} tasks, its limit (limits.tasks)", self.known_tasks());
             return Err(Error::new(Reason::ServerFull, message));
         }
-        let bytes = self.ledger.bytes() + new.payload.size();
+        let bytes = self.bytes() + new.payload.size();
         if bytes > self.limits.total_bytes {
             let message = format!(
                 "payloads and outcomes would take {bytes} bytes of memory, over the limit of {} (limits.total_bytes)",
@@ -267,6 +271,11 @@ impl Scheduler {
         self.lives[slot].written > self.stored
     }
 
+    /// The same, wherever it lies.
+    pub(super) fn is_unstored_at(&self, place: Place) -> bool {
+        matches!(place, Place::Ledger(slot) if self.is_unstored(slot))
+    }
+
     /// A conflict tells that a task is known, which is any of those that changed last.
     fn tells_of_unstored(&self, error: &Error) -> bool {
         error.reason == Reason::IdempotencyConflict && self.ledger.written() > self.stored
@@ -293,8 +302,11 @@ impl Scheduler {
     }
 
     pub(super) fn await_end(&mut self, id: TaskId, waiter: Waiter, out: &mut Output) {
-        match self.slot_of(id) {
-            Ok(slot) => self.wait_for(slot, waiter, out),
+        match self.find(id) {
+            Ok(Place::Ledger(slot)) => self.wait_for(slot, waiter, out),
+            Ok(Place::Answered(number)) => {
+                out.now(EffectKind::Reply(waiter, Reply::Ended(id, self.answered.outcome(number))));
+            }
             Err(error) => out.refuse(waiter, error),
         }
     }
@@ -355,10 +367,16 @@ impl Scheduler {
             Outcome::Cancelled(_) => self.totals.cancelled += 1,
             Outcome::Expired(_) => self.totals.expired += 1,
         }
-        let task = self.ledger.task(slot);
-        let (id, gated, of_caller) = (task.id, task.is_durable(), self.lives[slot].of_caller);
+        let (task, live) = (self.ledger.task(slot), &self.lives[slot]);
+        let (id, gated) = (task.id, task.is_durable());
         // Calls all have the same short retention, so a list in order of ending serves them, not the deadlines.
-        let answered = of_caller && !gated && task.options.retention_ms.is_none() && task.key.is_none();
+        let answered = live.of_caller && !gated && task.options.retention_ms.is_none() && task.key.is_none();
+        let outcome = match outcome {
+            Outcome::Succeeded(payload) if answered && live.talk.is_none() && task.attempts.is_empty() => {
+                return self.end_plainly(slot, payload, out);
+            }
+            outcome => outcome,
+        };
         let default = || self.default_retention_ms(slot, &outcome);
         let forget_at = self.now + task.options.retention_ms.unwrap_or_else(default);
         for waiter in self.lives[slot].waiters.take() {
@@ -372,31 +390,86 @@ impl Scheduler {
         self.changed(slot, out);
         if answered {
             self.deadlines.set(Due::Task(slot), Timestamp::NEVER);
-            self.keep_answered(slot, out);
+            self.answered.keep(self.ledger.task(slot), slot, &mut self.lives[slot]);
+            self.make_room_for_answered(out);
         } else {
             self.reschedule(slot);
         }
     }
 
-    fn keep_answered(&mut self, slot: Slot, out: &mut Output) {
-        self.answered_bytes += self.ledger.task(slot).size();
-        self.answered.push_back(&mut self.lives, slot);
-        self.lives[slot].answered = true;
+    /// An ephemeral call that succeeds, as nearly all do: it leaves the ledger at once.
+    fn end_plainly(&mut self, slot: Slot, payload: Payload, out: &mut Output) {
+        let id = self.ledger.task(slot).id;
+        let waiters = std::mem::take(&mut self.lives[slot].waiters);
+        if self.watchers.keeping {
+            let outcome = Outcome::Succeeded(payload.clone());
+            waiters.tell(id, outcome.clone(), out);
+            let forget_at = self.forget_at(self.now);
+            self.commit(Record::Ended { slot, outcome, error: None, forget_at }, out);
+            self.changed(slot, out);
+            self.become_plain(slot, &payload);
+        } else {
+            self.become_plain(slot, &payload);
+            waiters.tell(id, Outcome::Succeeded(payload), out);
+        }
+        self.make_room_for_answered(out);
+    }
+
+    fn become_plain(&mut self, slot: Slot, outcome: &Payload) {
+        self.deadlines.set(Due::Task(slot), Timestamp::NEVER);
+        self.by_age.remove(&mut self.lives, slot);
+        // Its route still counts it.
+        let (task, live) = (self.ledger.take_out(slot), self.lives.remove(slot));
+        self.answered.take_in(task, &live, self.now, outcome);
+    }
+
+    /// A plain call becomes a task of the ledger again.
+    fn restore_plain(&mut self, number: Number) -> Slot {
+        let (age, route) = (self.answered.age(number), self.answered.route(number));
+        let slot = self.ledger.put_back(self.plain_task(number));
+        self.answered.forget(number, &mut self.lives);
+        let (mut next, mut looked_at) = (None, 0);
+        let mut at = self.by_age.tail();
+        while let Some(younger) = at.filter(|other| self.lives[*other].age > age && looked_at < AGES_COMPARED)
+        {
+            (next, looked_at) = (at, looked_at + 1);
+            at = self.by_age.before(&self.lives, younger);
+        }
+        // Not farther back than was looked: listings go by this number.
+        let age = at.map_or(age, |at| age.max(self.lives[at].age));
+        let live = self.lives.insert(Live::new(route, age, true, self.now));
+        debug_assert_eq!(live, slot, "the slabs run in step");
+        self.by_age.insert_before(&mut self.lives, slot, next);
+        slot
+    }
+
+    fn make_room_for_answered(&mut self, out: &mut Output) {
         let over = |scheduler: &Self| {
-            scheduler.answered.len() > scheduler.limits.answered_tasks
-                || scheduler.answered_bytes > scheduler.limits.answered_bytes
+            let all = scheduler.answered.all();
+            all.calls > scheduler.limits.answered_tasks || all.bytes > scheduler.limits.answered_bytes
         };
         // The newest stays even when it alone is over: whoever ended it is not done with it yet.
-        while self.answered.len() > 1 && over(self) {
-            let Some(oldest) = self.answered.head() else { break };
-            self.forget(oldest, out);
+        while over(self) && self.answered.all().calls > 1 {
+            let Some((oldest, _)) = self.answered.oldest() else { break };
+            self.forget_answered(oldest, out);
         }
     }
 
+    pub(super) fn forget_answered(&mut self, oldest: Oldest, out: &mut Output) {
+        match oldest {
+            Oldest::Kept(slot) => self.forget(slot, out),
+            Oldest::Plain(number) => self.forget_plain(number),
+        }
+    }
+
+    pub(super) fn forget_plain(&mut self, number: Number) {
+        let route = self.answered.forget(number, &mut self.lives);
+        self.roster.task_forgotten(route);
+    }
+
     fn leave_answered(&mut self, slot: Slot) {
-        if std::mem::take(&mut self.lives[slot].answered) {
-            self.answered.remove(&mut self.lives, slot);
-            self.answered_bytes -= self.ledger.task(slot).size();
+        if self.lives[slot].answered {
+            self.answered.leave(slot, self.ledger.task(slot).size(), &mut self.lives);
         }
     }
 
@@ -407,11 +480,7 @@ impl Scheduler {
         self.by_age.remove(&mut self.lives, slot);
         let live = self.lives.remove(slot);
         self.commit(Record::Forgotten { slot }, out);
-        let route = &mut self.roster.routes[live.route()];
-        route.tasks -= 1;
-        if route.tasks == 0 {
-            self.roster.drop_route_if_unused(live.route());
-        }
+        self.roster.task_forgotten(live.route());
     }
 
     /// Tells the worker that runs the task to stop.
@@ -552,18 +621,19 @@ impl Scheduler {
     // --- by callers -------------------------------------------------------------------------------
 
     pub(super) fn cancel(&mut self, id: TaskId, mut reason: String, waiter: Waiter, out: &mut Output) {
-        let slot = match self.slot_of(id) {
-            Ok(slot) => slot,
+        let ended = |state: StateName| {
+            Error::new(Reason::TaskEnded, format!("task {id} has ended already: {}", state.as_str()))
+        };
+        let slot = match self.find(id) {
+            Ok(Place::Ledger(slot)) => slot,
+            Ok(Place::Answered(_)) => return out.refuse(waiter, ended(StateName::Finished)),
             Err(error) => return out.refuse(waiter, error),
         };
         cut(&mut reason, REASON_BYTES);
         match &self.ledger.task(slot).state {
             State::Ended(Outcome::Cancelled(_)) => {}
-            State::Ended(_) => {
-                let state = self.ledger.task(slot).state.name().as_str();
-                let message = format!("task {id} has ended already: {state}");
-                let gated = self.is_unstored(slot);
-                let error = Error::new(Reason::TaskEnded, message);
+            state @ State::Ended(_) => {
+                let (gated, error) = (self.is_unstored(slot), ended(state.name()));
                 return out.tell(gated, EffectKind::Reply(waiter, Reply::Refused(error)));
             }
             _ => {
@@ -577,22 +647,27 @@ impl Scheduler {
     }
 
     pub(super) fn retry(&mut self, id: TaskId, waiter: Waiter, out: &mut Output) {
-        let slot = match self.slot_of(id) {
-            Ok(slot) => slot,
+        let place = match self.find(id) {
+            Ok(place) => place,
             Err(error) => return out.refuse(waiter, error),
         };
-        let task = self.ledger.task(slot);
+        let task = self.task_at(place);
         if task.state.outcome().is_none() {
             let message = format!("task {id} has not ended: it is {}", task.state.name().as_str());
-            let (gated, error) = (self.is_unstored(slot), Error::new(Reason::TaskNotEnded, message));
+            let (gated, error) = (self.is_unstored_at(place), Error::new(Reason::TaskNotEnded, message));
             return out.tell(gated, EffectKind::Reply(waiter, Reply::Refused(error)));
         }
         if self.stopping {
             return out.refuse(waiter, Error::new(Reason::ShuttingDown, "the server is stopping"));
         }
-        if let Err(error) = self.check_store(self.ledger.task(slot).is_durable()) {
+        if let Err(error) = self.check_store(task.is_durable()) {
             return out.refuse(waiter, error);
         }
+        drop(task);
+        let slot = match place {
+            Place::Ledger(slot) => slot,
+            Place::Answered(number) => self.restore_plain(number),
+        };
         self.run_again(slot, out);
         self.reply_task(slot, waiter, out);
     }
@@ -612,8 +687,20 @@ impl Scheduler {
     }
 
     fn reply_task(&mut self, slot: Slot, waiter: Waiter, out: &mut Output) {
-        let view = self.view(slot);
+        let view = self.view(Place::Ledger(slot));
         out.tell(self.is_unstored(slot), EffectKind::Reply(waiter, Reply::Task(Box::new(view))));
+    }
+}
+
+impl Waiters {
+    /// Tells all of them an outcome that is stored nowhere.
+    fn tell(mut self, id: TaskId, outcome: Outcome, out: &mut Output) {
+        if let Self::One { conn, tag } = self {
+            return out.now(EffectKind::Reply(Waiter { conn, tag }, Reply::Ended(id, outcome)));
+        }
+        for waiter in self.take() {
+            out.now(EffectKind::Reply(waiter, Reply::Ended(id, outcome.clone())));
+        }
     }
 }
 

@@ -26,11 +26,14 @@ pub(crate) struct Live {
     pub(crate) recalled: bool,
     /// Made by Call: its caller's leaving cancels it while nobody else has an interest.
     pub(crate) of_caller: bool,
-    /// It stands in the list of ended calls whose caller got the outcome.
+    /// It is one of the ended calls whose caller got the outcome: see `answered.rs`.
     pub(crate) answered: bool,
+    /// Its number among all that were accepted: the order of listings.
+    pub(crate) age: u64,
     /// Since when it waits, for its place in line.
     pub(crate) ready_since: Timestamp,
-    /// Its number among all that became ready: the order of a line. Many become ready in one millisecond.
+    /// Its number among all that became ready: the order of a line. Many become ready in one millisecond. Once it is
+    /// answered, its number among those.
     pub(crate) place: u64,
     /// How many rows had been handed out with its last change, if that was stored at all: once as many are
     /// stored, everything about the task is.
@@ -39,10 +42,10 @@ pub(crate) struct Live {
     pub(crate) waiters: Waiters,
     /// What handler and watchers say to each other; most tasks have neither.
     pub(crate) talk: Option<Box<Talk>>,
-    /// Place in a queue, or among the answered.
+    /// Place in a queue.
     line: Link,
     /// Place among all tasks, by age.
-    age: Link,
+    by_age: Link,
 }
 
 /// Who waits for a task: nearly always nobody or one.
@@ -129,7 +132,7 @@ struct Link {
 const UNLINKED: Link = Link { prev: NONE, next: NONE };
 
 impl Live {
-    pub(crate) fn new(route: usize, of_caller: bool, now: Timestamp) -> Self {
+    pub(crate) fn new(route: usize, age: u64, of_caller: bool, now: Timestamp) -> Self {
         Self {
             route: route as u32,
             pool: NONE,
@@ -137,13 +140,14 @@ impl Live {
             recalled: false,
             of_caller,
             answered: false,
+            age,
             ready_since: now,
             place: 0,
             written: 0,
             waiters: Waiters::None,
             talk: None,
             line: UNLINKED,
-            age: UNLINKED,
+            by_age: UNLINKED,
         }
     }
 
@@ -251,14 +255,14 @@ impl List {
     fn link<'a>(&self, live: &'a Live) -> &'a Link {
         match self.chain {
             Chain::Line => &live.line,
-            Chain::Age => &live.age,
+            Chain::Age => &live.by_age,
         }
     }
 
     fn link_mut<'a>(&self, live: &'a mut Live) -> &'a mut Link {
         match self.chain {
             Chain::Line => &mut live.line,
-            Chain::Age => &mut live.age,
+            Chain::Age => &mut live.by_age,
         }
     }
 }
@@ -268,4 +272,4 @@ fn as_slot(raw: u32) -> Option<Slot> {
 }
 
 // See the end of `task.rs`.
-const _: () = assert!(size_of::<Live>() <= 80);
+const _: () = assert!(size_of::<Live>() <= 88);

@@ -674,6 +674,16 @@ impl Roster {
         self.paused.iter()
     }
 
+    /// A task of the route is known no longer.
+    #[inline]
+    pub(crate) fn task_forgotten(&mut self, route: usize) {
+        let entry = &mut self.routes[route];
+        entry.tasks -= 1;
+        if entry.tasks == 0 {
+            self.drop_route_if_unused(route);
+        }
+    }
+
     /// Forgets the route when no task is left on it and nobody serves its method, so that names sent by
     /// strangers do not pile up.
     pub(crate) fn drop_route_if_unused(&mut self, key: usize) {

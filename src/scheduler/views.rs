@@ -1,25 +1,60 @@
 //! What people and programs may see: tasks, workers, methods, counts, and why a task waits.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::iter::Peekable;
 use std::sync::Arc;
+use std::vec::IntoIter;
 
+use super::answered::Number;
 use super::command::{Filter, Waiter};
 use super::effect::{
     EffectKind, Explanation, MethodView, PoolView, Reply, Room, Stats, TaskView, WorkerState, WorkerView,
 };
 use super::ledger::Slot;
-use super::{Output, Scheduler};
+use super::{Output, Place, Scheduler};
 use crate::error::{Error, Reason, Result};
-use crate::task::{Body, State, TaskId};
+use crate::task::{Body, State, Task, TaskId};
 
 /// Tasks looked at for one page; a page may end early so that no request looks at a million.
 const EXAMINED_PER_PAGE: usize = 20_000;
 /// Tasks ahead of another are counted up to this many.
 const AHEAD_COUNTED: usize = 10_000;
 
+/// See [`Scheduler::newest_first`].
+pub(super) struct NewestFirst {
+    in_ledger: Option<Slot>,
+    /// By age.
+    answered: Peekable<IntoIter<(u64, Number)>>,
+    /// There are answered calls beyond these.
+    more_answered: bool,
+}
+
+impl NewestFirst {
+    pub(super) fn next(&mut self, scheduler: &Scheduler) -> Option<Place> {
+        let age = self.in_ledger.map(|slot| scheduler.lives[slot].age);
+        if let Some((_, number)) =
+            self.answered.next_if(|(answered, _)| age.is_none_or(|age| *answered > age))
+        {
+            return Some(Place::Answered(number));
+        }
+        let slot = self.in_ledger?;
+        self.in_ledger = scheduler.by_age.before(&scheduler.lives, slot);
+        Some(Place::Ledger(slot))
+    }
+
+    fn has_more(&mut self) -> bool {
+        self.in_ledger.is_some() || self.answered.peek().is_some() || self.more_answered
+    }
+}
+
 impl Scheduler {
-    pub(super) fn view(&self, slot: Slot) -> TaskView {
-        let (task, live) = (self.ledger.task(slot), &self.lives[slot]);
+    pub(super) fn view(&self, place: Place) -> TaskView {
+        let task = self.task_at(place);
+        let talk = match place {
+            Place::Ledger(slot) => self.lives[slot].talk.as_ref(),
+            Place::Answered(_) => None,
+        };
         TaskView {
             id: task.id,
             method: task.method.clone(),
@@ -31,7 +66,7 @@ impl Scheduler {
             attempts: task.attempts.clone(),
             created_at: task.created_at,
             changed_at: task.changed_at,
-            progress: live.talk.as_ref().and_then(|talk| talk.progress.clone()),
+            progress: talk.and_then(|talk| talk.progress.clone()),
         }
     }
 
@@ -43,19 +78,22 @@ impl Scheduler {
         waiter: Waiter,
         out: &mut Output,
     ) {
-        let slot = match self.slot_of(id).and_then(|slot| self.check_stored(slot).map(|()| slot)) {
-            Ok(slot) => slot,
+        let place = match self.find(id).and_then(|place| self.check_stored(place).map(|()| place)) {
+            Ok(place) => place,
             Err(error) => return out.refuse(waiter, error),
         };
-        let mut view = Box::new(self.view(slot));
-        let task = self.ledger.task(slot);
+        let mut view = Box::new(self.view(place));
+        let task = self.task_at(place);
         let (body, take) = (task.body.clone(), take && task.state.outcome().is_some());
         if take && let Err(error) = self.check_store(task.is_durable()) {
             return out.refuse(waiter, error);
         }
-        let gated = self.is_unstored(slot) || (take && task.is_durable());
-        if take {
-            self.forget(slot, out);
+        let gated = self.is_unstored_at(place) || (take && task.is_durable());
+        drop(task);
+        match place {
+            Place::Ledger(slot) if take => self.forget(slot, out),
+            Place::Answered(number) if take => self.forget_plain(number),
+            _ => {}
         }
         let reply = match body {
             Body::Stored(_) if with_payload => EffectKind::ReplyStored(waiter, view),
@@ -70,10 +108,10 @@ impl Scheduler {
 
     /// While the store has no room, what has changed since cannot be said: it is not stored. What has not
     /// changed can.
-    pub(super) fn check_stored(&self, slot: Slot) -> Result<()> {
+    pub(super) fn check_stored(&self, place: Place) -> Result<()> {
         match &self.store_full {
-            Some(reason) if self.is_unstored(slot) => {
-                let id = self.ledger.task(slot).id;
+            Some(reason) if self.is_unstored_at(place) => {
+                let id = self.task_at(place).id;
                 let message = format!("task {id} has changed, and the change is not stored yet: {reason}");
                 Err(Error::new(Reason::StoreUnavailable, message))
             }
@@ -89,52 +127,90 @@ impl Scheduler {
         waiter: Waiter,
         out: &mut Output,
     ) {
-        let mut at = match after {
-            None => self.by_age.tail(),
-            Some(id) => match self.ledger.slot_of(id) {
-                Some(slot) => self.by_age.before(&self.lives, slot),
-                // Forgotten between two pages: ids are in order of time, so the rest is what is older.
-                None => self.older_than(id),
-            },
-        };
+        let mut newest = self.newest_first(after, limit.max(1), filter);
         let (mut tasks, mut examined, mut next, mut gated) = (Vec::new(), 0, None, false);
-        while let Some(slot) = at {
-            let task = self.ledger.task(slot);
+        while let Some(place) = newest.next(self) {
             // While the store has no room, what it does not have is left out: nobody would get any answer.
-            if filter.matches(task) && self.check_stored(slot).is_ok() {
-                gated |= self.is_unstored(slot);
-                tasks.push(self.view(slot));
+            if filter.matches(&self.task_at(place)) && self.check_stored(place).is_ok() {
+                gated |= self.is_unstored_at(place);
+                tasks.push(self.view(place));
             }
             examined += 1;
-            at = self.by_age.before(&self.lives, slot);
             if tasks.len() >= limit || examined == EXAMINED_PER_PAGE {
-                next = at.map(|_| task.id);
+                next = newest.has_more().then(|| self.task_at(place).id);
                 break;
             }
         }
         out.tell(gated, EffectKind::Reply(waiter, Reply::Tasks(tasks, next)));
     }
 
-    fn older_than(&self, id: TaskId) -> Option<Slot> {
-        let mut at = self.by_age.tail();
-        while let Some(slot) = at {
-            if self.ledger.task(slot).id < id {
-                break;
+    /// Tasks in the order of listings: those of the ledger, and among them the answered calls that match, as far as
+    /// `most` of these. `after`: the last one that was seen.
+    pub(super) fn newest_first(&self, after: Option<TaskId>, most: usize, filter: &Filter) -> NewestFirst {
+        let place = after.map(|id| (id, self.find(id).ok()));
+        let in_ledger = match place {
+            None => self.by_age.tail(),
+            Some((_, Some(Place::Ledger(slot)))) => self.by_age.before(&self.lives, slot),
+            Some((_, Some(Place::Answered(number)))) => {
+                let age = self.answered.age(number);
+                self.newest_where(|slot| self.lives[slot].age < age)
             }
+            // Forgotten between two pages: ids are in order of time, so the rest is what is older.
+            Some((after, None)) => self.newest_where(|slot| self.ledger.task(slot).id < after),
+        };
+        if !filter.may_match_answered() {
+            return NewestFirst {
+                in_ledger,
+                answered: Vec::new().into_iter().peekable(),
+                more_answered: false,
+            };
+        }
+        // Neighbours are often of the same method.
+        let like = Cell::new(None);
+        let of_method = |route: usize| {
+            let known = like.get().filter(|(other, _)| *other == route).map(|(_, of_method)| of_method);
+            let of_method = known.unwrap_or_else(|| {
+                filter.method.is_empty() || *self.roster.routes[route].method == *filter.method
+            });
+            like.set(Some((route, of_method)));
+            of_method
+        };
+        // One more than may be shown: whether there are more.
+        let mut answered = self.answered.newest(most.saturating_add(1), |id, age, route| {
+            let older = match place {
+                None => true,
+                Some((_, Some(Place::Ledger(slot)))) => age < self.lives[slot].age,
+                Some((_, Some(Place::Answered(number)))) => age < self.answered.age(number),
+                Some((after, None)) => id < after,
+            };
+            older && of_method(route)
+        });
+        let more_answered = answered.len() > most;
+        answered.truncate(most);
+        NewestFirst { in_ledger, answered: answered.into_iter().peekable(), more_answered }
+    }
+
+    /// The newest task of the ledger of which this holds.
+    fn newest_where(&self, holds: impl Fn(Slot) -> bool) -> Option<Slot> {
+        let mut at = self.by_age.tail();
+        while let Some(slot) = at.filter(|slot| !holds(*slot)) {
             at = self.by_age.before(&self.lives, slot);
         }
         at
     }
 
     pub(super) fn explain(&mut self, id: TaskId, waiter: Waiter, out: &mut Output) {
-        match self.slot_of(id) {
-            Ok(slot) => {
-                if let Err(error) = self.check_stored(slot) {
+        match self.find(id) {
+            Ok(place) => {
+                if let Err(error) = self.check_stored(place) {
                     return out.refuse(waiter, error);
                 }
-                let (summary, details) = self.reasons(slot);
-                let explanation = Explanation { task: self.view(slot), summary, details };
-                let gated = self.is_unstored(slot);
+                let (summary, details) = match place {
+                    Place::Ledger(slot) => self.reasons(slot),
+                    Place::Answered(_) => self.reasons_of_end(&self.task_at(place)),
+                };
+                let explanation = Explanation { task: self.view(place), summary, details };
+                let gated = self.is_unstored_at(place);
                 out.tell(gated, EffectKind::Reply(waiter, Reply::Explained(Box::new(explanation))));
             }
             Err(error) => out.refuse(waiter, error),
@@ -145,20 +221,7 @@ impl Scheduler {
         let (task, live) = (self.ledger.task(slot), &self.lives[slot]);
         let ms_since = self.now.since(task.changed_at);
         match &task.state {
-            State::Ended(_) => {
-                let mut details: Vec<String> = task
-                    .attempts
-                    .iter()
-                    .map(|attempt| {
-                        format!(
-                            "attempt {} on {}: {}: {}",
-                            attempt.number, attempt.worker_id, attempt.error.code, attempt.error.message
-                        )
-                    })
-                    .collect();
-                details.reverse();
-                (format!("It has ended: {}, {ms_since} ms ago.", task.state.name().as_str()), details)
-            }
+            State::Ended(_) => self.reasons_of_end(task),
             State::Delayed { until } => {
                 let wait = until.since(self.now);
                 let (summary, mut details) = match task.attempts.last() {
@@ -192,6 +255,18 @@ impl Scheduler {
             }
             State::Ready => self.reasons_to_wait(slot, ms_since),
         }
+    }
+
+    fn reasons_of_end(&self, task: &Task) -> (String, Vec<String>) {
+        let ms_since = self.now.since(task.changed_at);
+        let failures = task.attempts.iter().map(|attempt| {
+            format!(
+                "attempt {} on {}: {}: {}",
+                attempt.number, attempt.worker_id, attempt.error.code, attempt.error.message
+            )
+        });
+        let summary = format!("It has ended: {}, {ms_since} ms ago.", task.state.name().as_str());
+        (summary, failures.rev().collect())
     }
 
     fn reasons_to_wait(&self, slot: Slot, ms_since: u64) -> (String, Vec<String>) {
@@ -328,14 +403,14 @@ impl Scheduler {
 
     pub(super) fn stats(&mut self, waiter: Waiter, out: &mut Output) {
         let stats = Stats {
-            tasks: self.ledger.counts(),
+            tasks: self.counts(),
             totals: self.totals,
             workers: self.roster.sessions.len() as u32,
             uptime_ms: self.now.since(self.started_at),
             paused_methods: self.ledger.pauses().len() as u32,
             room: Room {
                 max_tasks: self.limits.tasks as u64,
-                memory_bytes: self.ledger.bytes() as u64,
+                memory_bytes: self.bytes() as u64,
                 max_memory_bytes: self.limits.total_bytes as u64,
                 max_dead: self.limits.dead_tasks as u64,
                 store_bytes: self.store_bytes,

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::command::{ConnId, Cursor, Filter, Waiter};
 use super::effect::{EffectKind, Event, EventKind, Reply};
 use super::ledger::Slot;
-use super::{Limits, Output, Scheduler};
+use super::{Limits, Output, Place, Scheduler};
 use crate::error::{Error, Reason};
-use crate::task::{Chunk, Payload, Progress, Task, TaskId};
+use crate::task::{Chunk, Payload, Progress, StateName, Task, TaskId};
 
 /// Tasks a filter watcher is shown at the start, and tasks looked at to find them.
 const FIRST_LOOK: usize = 1_000;
@@ -24,7 +24,7 @@ pub(crate) struct Watchers {
     /// Recent changes, for filter watchers that come back. Kept from the first filter watcher on: a
     /// server that nobody watches pays nothing.
     recent: VecDeque<(u64, TaskId)>,
-    keeping: bool,
+    pub(super) keeping: bool,
 }
 
 #[derive(Debug)]
@@ -56,6 +56,11 @@ impl Watchers {
 }
 
 impl Filter {
+    /// Whether calls that have succeeded can meet what it says of states and workers.
+    pub(super) fn may_match_answered(&self) -> bool {
+        self.worker_id.is_empty() && (self.states.is_empty() || self.states.contains(&StateName::Finished))
+    }
+
     /// Whether the task meets all conditions.
     pub(crate) fn matches(&self, task: &Task) -> bool {
         let held_by = |worker: &str| matches!(&task.state, crate::task::State::Leased { worker_id, .. } if **worker_id == *worker);
@@ -85,30 +90,32 @@ impl Scheduler {
                 format!("{} watch streams are open, the limit (limits.watchers)", self.limits.watchers);
             return out.refuse(waiter, Error::new(Reason::TooManyWatchers, message));
         }
-        let slots: Result<BTreeMap<TaskId, Slot>, Error> =
-            ids.into_iter().map(|id| self.slot_of(id).map(|slot| (id, slot))).collect();
-        let slots = match slots {
-            Ok(slots) => slots,
+        let places: Result<BTreeMap<TaskId, Place>, Error> =
+            self.find_each(&ids).into_iter().zip(ids).map(|(place, id)| Ok((id, place?))).collect();
+        let places = match places {
+            Ok(places) => places,
             Err(error) => return out.refuse(waiter, error),
         };
         out.now(EffectKind::Reply(waiter, Reply::Watching));
         // What a watcher saw of another run says nothing about this one.
         let seen = cursor.filter(|cursor| cursor.epoch == self.epoch).map(|cursor| cursor.seq);
-        if slots.is_empty() {
+        if places.is_empty() {
             self.watch_filter(filter, seen, conn, out);
         } else {
             let seen = seen.filter(|seen| *seen <= self.watchers.seq).unwrap_or(0);
-            self.watch_tasks(&slots, seen, conn, out);
+            self.watch_tasks(&places, seen, conn, out);
         }
     }
 
-    fn watch_tasks(&mut self, slots: &BTreeMap<TaskId, Slot>, seen: u64, conn: ConnId, out: &mut Output) {
-        let watcher = Watcher { ids: slots.keys().copied().collect(), filter: Filter::default(), written: 0 };
+    fn watch_tasks(&mut self, places: &BTreeMap<TaskId, Place>, seen: u64, conn: ConnId, out: &mut Output) {
+        let watcher =
+            Watcher { ids: places.keys().copied().collect(), filter: Filter::default(), written: 0 };
         self.watchers.by_conn.insert(conn, watcher);
         // In the order in which they came, each with its own place: whoever is cut off on the way goes on
         // from there and misses none.
         let mut missed: Vec<(u64, u64, TaskId, Chunk)> = Vec::new();
-        for (id, slot) in slots {
+        for (id, place) in places {
+            let Place::Ledger(slot) = place else { continue };
             let written = self.lives[*slot].written;
             let talk = self.lives[*slot].talk();
             talk.watchers.push(conn);
@@ -119,8 +126,8 @@ impl Scheduler {
         for (seq, written, id, chunk) in missed {
             self.tell_watcher(conn, seq, written, EventKind::Chunk(id, chunk), out);
         }
-        for slot in slots.values() {
-            self.show(conn, *slot, out);
+        for place in places.values() {
+            self.show(conn, *place, out);
         }
     }
 
@@ -134,37 +141,49 @@ impl Scheduler {
                     .front()
                     .map_or(*seen == self.watchers.seq, |(first, _)| *first <= *seen + 1)
         };
-        let slots: Vec<(u64, Slot)> = match seen.filter(resumable) {
+        let places: Vec<(u64, Place)> = match seen.filter(resumable) {
             Some(seen) => {
                 let recent = self.watchers.recent.iter().filter(|(seq, _)| *seq > seen);
                 let latest: BTreeMap<TaskId, u64> = recent.map(|(seq, id)| (*id, *seq)).collect();
-                let known = latest.into_iter().filter_map(|(id, seq)| Some((seq, self.ledger.slot_of(id)?)));
-                let mut slots: Vec<(u64, Slot)> = known.collect();
-                slots.sort_unstable();
-                slots
+                let ids: Vec<TaskId> = latest.keys().copied().collect();
+                let known = latest.into_values().zip(self.find_each(&ids));
+                let mut places: Vec<(u64, Place)> =
+                    known.filter_map(|(seq, place)| Some((seq, place.ok()?))).collect();
+                places.sort_unstable_by_key(|(seq, _)| *seq);
+                places
             }
             None => {
-                let mut slots = Vec::new();
-                let mut at = self.by_age.tail();
+                let mut places = Vec::new();
+                let mut newest = self.newest_first(None, FIRST_LOOK, &filter);
                 for _ in 0..FIRST_LOOK_EXAMINED {
-                    let Some(slot) = at.filter(|_| slots.len() < FIRST_LOOK) else { break };
-                    if filter.matches(self.ledger.task(slot)) {
-                        let place = if slots.is_empty() { self.watchers.seq } else { NO_PLACE };
-                        slots.push((place, slot));
+                    if places.len() == FIRST_LOOK {
+                        break;
                     }
-                    at = self.by_age.before(&self.lives, slot);
+                    let Some(place) = newest.next(self) else { break };
+                    if filter.matches(&self.task_at(place)) {
+                        let seq = if places.is_empty() { self.watchers.seq } else { NO_PLACE };
+                        places.push((seq, place));
+                    }
                 }
-                slots.reverse();
-                slots
+                places.reverse();
+                places
             }
         };
-        let matching: Vec<(u64, Slot)> =
-            slots.into_iter().filter(|(_, slot)| filter.matches(self.ledger.task(*slot))).collect();
+        let matching: Vec<(u64, Place)> =
+            places.into_iter().filter(|(_, place)| filter.matches(&self.task_at(*place))).collect();
         self.watchers.by_conn.insert(conn, Watcher { ids: BTreeSet::new(), filter, written: 0 });
         self.watchers.filters.insert(conn);
-        for (seq, slot) in matching {
-            let view = self.view(slot);
-            self.tell_watcher(conn, seq, self.lives[slot].written, EventKind::Task(view), out);
+        for (seq, place) in matching {
+            let (view, written) = (self.view(place), self.written_at(place));
+            self.tell_watcher(conn, seq, written, EventKind::Task(view), out);
+        }
+    }
+
+    /// See `Live::written`.
+    fn written_at(&self, place: Place) -> u64 {
+        match place {
+            Place::Ledger(slot) => self.lives[slot].written,
+            Place::Answered(_) => 0,
         }
     }
 
@@ -199,12 +218,12 @@ impl Scheduler {
                 self.watchers.recent.pop_front();
             }
             for conn in self.filter_watchers(slot) {
-                let view = self.view(slot);
+                let view = self.view(Place::Ledger(slot));
                 self.tell_watcher(conn, seq, self.lives[slot].written, EventKind::Task(view), out);
             }
         }
         for conn in self.followers(slot) {
-            self.show(conn, slot, out);
+            self.show(conn, Place::Ledger(slot), out);
         }
     }
 
@@ -258,14 +277,16 @@ impl Scheduler {
 
     /// Shows a watcher the task as it stands. Once it has seen the end it follows the task no longer; once
     /// it follows none, its stream ends.
-    fn show(&mut self, conn: ConnId, slot: Slot, out: &mut Output) {
-        let view = self.view(slot);
+    fn show(&mut self, conn: ConnId, place: Place, out: &mut Output) {
+        let (view, written) = (self.view(place), self.written_at(place));
         let (id, ended) = (view.id, view.state.outcome().is_some());
-        self.tell_watcher(conn, self.watchers.seq, self.lives[slot].written, EventKind::Task(view), out);
+        self.tell_watcher(conn, self.watchers.seq, written, EventKind::Task(view), out);
         if !ended {
             return;
         }
-        if let Some(talk) = &mut self.lives[slot].talk {
+        if let Place::Ledger(slot) = place
+            && let Some(talk) = &mut self.lives[slot].talk
+        {
             talk.watchers.retain(|other| *other != conn);
         }
         let Some(watcher) = self.watchers.by_conn.get_mut(&conn) else { return };

@@ -3,6 +3,7 @@
 //! Tasks are `t1`, `t2`…, in the order in which they are made; leases are numbers from 1. A `~` before an
 //! effect says that it waits for the store.
 
+mod answered;
 mod bench;
 mod calls;
 mod choice;

@@ -304,6 +304,11 @@ impl Bench {
         self.succeed_as(name, lease, 0)
     }
 
+    pub(super) fn succeed_with(&mut self, name: &str, lease: u64, result: &str) -> Seen {
+        let end = AttemptEnd::Succeeded(Payload::json(result.to_owned()));
+        self.frame(name, Frame { results: vec![AttemptResult { lease, seq: 0, end }], ..Frame::default() })
+    }
+
     pub(super) fn succeed_as(&mut self, name: &str, lease: u64, seq: u64) -> Seen {
         let end = AttemptEnd::Succeeded(Payload::json("ok"));
         self.frame(name, Frame { results: vec![AttemptResult { lease, seq, end }], ..Frame::default() })

@@ -411,6 +411,7 @@ impl Pair {
     pub(crate) fn compare(&self) -> Legal {
         self.real.audit()?;
         let mut real: Vec<String> = self.real.tasks().map(real_task).collect();
+        real.extend(self.real.answered().map(|task| real_task(&task)));
         let mut naive: Vec<String> = self.naive.tasks.iter().map(naive_task).collect();
         real.sort_unstable();
         naive.sort_unstable();
