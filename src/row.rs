@@ -9,7 +9,9 @@
 //! 3. what cannot be said that way raises the format version that the durable store keeps beside its
 //!    rows, with the conversion written next to it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::mem;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -98,16 +100,45 @@ impl RowChange {
     /// Makes of `batch` one that has the same effect and costs a store least: only the last change of each row, what
     /// makes room before what needs it, and rows that lie side by side one after the other.
     pub fn settle(batch: &mut Vec<Self>) {
-        // Stable: the last change of a row is the last of those with its key.
-        batch.sort_by_key(Self::key);
-        batch.dedup_by(|later, kept| {
-            let same = later.key() == kept.key();
+        // Places are sorted instead of changes: they are compared as numbers, and each change is moved once.
+        let place = |(index, change): (usize, &Self)| {
+            let (kind, id) = change.key().parts();
+            (kind, u128::from_be_bytes(id), index)
+        };
+        let mut places: Vec<_> = batch.iter().enumerate().map(place).collect();
+        places.sort_unstable();
+        // The last change of a row is the last of those with its key.
+        places.dedup_by(|later, kept| {
+            let same = (later.0, later.1) == (kept.0, kept.1);
             if same {
-                std::mem::swap(later, kept);
+                kept.2 = later.2;
             }
             same
         });
-        batch.sort_by_key(|change| matches!(change, Self::Put(..)));
+        let is_put = |index: usize| matches!(batch.get(index), Some(Self::Put(..)));
+        places.sort_by_key(|(.., index)| is_put(*index));
+        let nothing = Self::Delete(RowKey::LeasesReserved);
+        let take = |(.., index): &(u8, u128, usize)| {
+            batch
+                .get_mut(*index)
+                .map_or_else(|| nothing.clone(), |change| mem::replace(change, nothing.clone()))
+        };
+        let settled: Vec<_> = places.iter().map(take).collect();
+        *batch = settled;
+    }
+
+    /// `batch` as [`settle`](Self::settle) leaves it.
+    pub fn settled(batch: &[Self]) -> Cow<'_, [Self]> {
+        if batch.is_sorted_by(|one, next| one.place() < next.place()) {
+            return Cow::Borrowed(batch);
+        }
+        let mut batch = batch.to_vec();
+        Self::settle(&mut batch);
+        Cow::Owned(batch)
+    }
+
+    const fn place(&self) -> (bool, RowKey) {
+        (matches!(self, Self::Put(..)), self.key())
     }
 }
 
