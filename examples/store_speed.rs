@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release --example store_speed [DIRECTORY]`; the directory must lie on the disk in question.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
@@ -14,8 +15,12 @@ use crewcall::task::TaskId;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// A queue-like load: each task is put, put again, deleted.
-const ROW: usize = 300;
+/// A queue-like load: tasks are put with their payloads; those of the batch before are put again; older ones are
+/// deleted.
+const ROW: usize = 150;
+const PAYLOAD: usize = 320;
+/// Batches until a task is deleted.
+const KEPT: usize = 20;
 const LOADED: usize = 200_000;
 
 fn main() -> Result<()> {
@@ -45,16 +50,31 @@ fn main() -> Result<()> {
 /// In turns, so that whatever else the disk has to do falls on both.
 fn compare(dir: &Path, size: usize, rounds: usize) -> Result<[(Duration, Duration); 2]> {
     let mut file = File::create(dir.join("floor"))?;
-    let bytes = vec![7; size * (ROW + 40)];
+    let tasks = size.div_ceil(3);
+    let bytes = vec![7; tasks * (2 * ROW + PAYLOAD + 3 * 40)];
     let mut store = EmbeddedStore::open(&dir.join(format!("store-{size}")), StoreOptions::default())?;
     store.load(&mut |_, _| {})?;
-    let data = Bytes::from(vec![7; ROW]);
-    let mut changes = std::iter::from_fn(|| Some(RowKey::Task(TaskId::generate()))).flat_map(|key| {
-        [RowChange::Put(key, data.clone()), RowChange::Put(key, data.clone()), RowChange::Delete(key)]
-    });
+    let (row, payload) = (Bytes::from(vec![7; ROW]), Bytes::from(vec![7; PAYLOAD]));
+    let mut made: VecDeque<Vec<TaskId>> = VecDeque::new();
     let (mut floor, mut stored) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
     for _ in 0..rounds {
-        let batch: Vec<_> = changes.by_ref().take(size).collect();
+        let mut batch = Vec::new();
+        for id in made.back().into_iter().flatten() {
+            batch.push(RowChange::Put(RowKey::Task(*id), row.clone()));
+        }
+        let new: Vec<_> = (0..tasks).map(|_| TaskId::generate()).collect();
+        for id in &new {
+            batch.push(RowChange::Put(RowKey::Task(*id), row.clone()));
+            batch.push(RowChange::Put(RowKey::Payload(*id), payload.clone()));
+        }
+        made.push_back(new);
+        if made.len() > KEPT {
+            for id in made.pop_front().into_iter().flatten() {
+                batch.push(RowChange::Delete(RowKey::Task(id)));
+                batch.push(RowChange::Delete(RowKey::Payload(id)));
+            }
+        }
+        RowChange::settle(&mut batch);
         let begun = Instant::now();
         file.write_all(&bytes)?;
         file.sync_data()?;
@@ -68,11 +88,18 @@ fn compare(dir: &Path, size: usize, rounds: usize) -> Result<[(Duration, Duratio
 
 fn restart(dir: &Path) -> Result<()> {
     let mut store = EmbeddedStore::open(dir, StoreOptions::default())?;
-    let data = Bytes::from(vec![7; ROW]);
-    let rows: Vec<_> =
-        (0..LOADED).map(|_| RowChange::Put(RowKey::Task(TaskId::generate()), data.clone())).collect();
-    for batch in rows.chunks(512) {
-        store.commit(batch)?;
+    let (row, payload) = (Bytes::from(vec![7; ROW]), Bytes::from(vec![7; PAYLOAD]));
+    for _ in 0..LOADED / 512 {
+        let ids = (0..512).map(|_| TaskId::generate());
+        let rows = ids.flat_map(|id| {
+            [
+                RowChange::Put(RowKey::Task(id), row.clone()),
+                RowChange::Put(RowKey::Payload(id), payload.clone()),
+            ]
+        });
+        let mut batch = rows.collect();
+        RowChange::settle(&mut batch);
+        store.commit(&batch)?;
     }
     // As after kill -9: with a log to read.
     let killed = dir.with_extension("killed");

@@ -107,7 +107,12 @@ mod tests {
         RowKey::Task(TaskId(Uuid::from_u128(u128::from(number) << 64)))
     }
 
-    /// Changes behind the place reached, at it and ahead of it, after every slice.
+    fn payload(number: u32) -> RowKey {
+        RowKey::Payload(TaskId(Uuid::from_u128(u128::from(number) << 64)))
+    }
+
+    /// Changes behind the place reached, at it and ahead of it, after every slice: of tasks, and of their payloads,
+    /// which come after all tasks.
     #[test]
     fn the_copy_equals_the_store_at_its_end() {
         let root = tempfile::tempdir().unwrap();
@@ -116,16 +121,27 @@ mod tests {
         let put = |number: u32, data: &'static [u8]| RowChange::Put(key(number), Bytes::from_static(data));
         let rows: Vec<_> = (0..3_000).map(|number| put(number * 2, b"first")).collect();
         store.commit(&rows).unwrap();
+        let put_payload = |number, data: Vec<u8>| RowChange::Put(payload(number), data.into());
+        let payloads: Vec<_> =
+            (0..3_000).map(|number| put_payload(number * 2, vec![1; number as usize % 1_000])).collect();
+        store.commit(&payloads).unwrap();
         store.commit(&[RowChange::Put(RowKey::LeasesReserved, Bytes::from_static(b"9"))]).unwrap();
         let mut backup = Backup::begin(into.clone()).unwrap();
         for round in 0.. {
             let last = backup.step(&mut store).unwrap();
-            let place = round * 2 * SLICE as u32;
+            let place = round * 2 * SLICE as u32 % 6_000;
             let batch: Vec<_> =
                 [1, place.saturating_sub(3), place, place + 1, place + 2 * SLICE as u32 - 2, 5_999]
                     .into_iter()
                     .flat_map(|near| {
-                        [put(near, b"again"), put(near + 7, b"new"), RowChange::Delete(key(near + 4))]
+                        [
+                            put(near, b"again"),
+                            put(near + 7, b"new"),
+                            put_payload(near + 7, vec![2; near as usize % 1_000]),
+                            RowChange::Delete(key(near + 4)),
+                            RowChange::Delete(payload(near + 2)),
+                            RowChange::Delete(payload(near + 4)),
+                        ]
                     })
                     .chain([RowChange::Put(RowKey::LeasesReserved, Bytes::from(round.to_string()))])
                     .collect();

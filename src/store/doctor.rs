@@ -405,30 +405,38 @@ fn each_row(
     findings: &mut Vec<String>,
     take: &mut Take<'_>,
 ) -> Result<(), StoreError> {
+    // Before format 2 no payload lay in the row of its task.
+    let beside = match connection.prepare("SELECT payload_crc FROM rows") {
+        Ok(_) => "payload_crc, payload",
+        Err(_) => "NULL, NULL",
+    };
     let (mut bad_rows, mut reached, mut taken) = (0, None, Ok(()));
     for order in ["ASC", "DESC"] {
         let mut walk = || -> rusqlite::Result<()> {
-            let all = format!("SELECT kind, id, crc, data FROM rows ORDER BY kind {order}, id {order}");
+            let all =
+                format!("SELECT kind, id, crc, data, {beside} FROM rows ORDER BY kind {order}, id {order}");
             let mut statement = connection.prepare(&all)?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
-                match format::stored(row)? {
-                    Ok(row) => {
-                        let at = Some(row.key.parts());
-                        if order == "ASC" {
-                            reached = at;
-                        } else if at <= reached {
-                            return Ok(());
+                let key = format::key(row)?;
+                if order == "ASC" {
+                    reached = key.or(reached);
+                } else if key.is_some() && key <= reached {
+                    return Ok(());
+                }
+                for row in [Some(format::stored(row)?), format::beside(row)?].into_iter().flatten() {
+                    match row {
+                        Ok(row) => {
+                            taken = take(row.key, row.data);
+                            if taken.is_err() {
+                                return Ok(());
+                            }
                         }
-                        taken = take(row.key, row.data);
-                        if taken.is_err() {
-                            return Ok(());
-                        }
-                    }
-                    Err(bad) => {
-                        bad_rows += 1;
-                        if bad_rows <= MOST_TOLD {
-                            findings.push(format!("{bad}: {}", bad.problem));
+                        Err(bad) => {
+                            bad_rows += 1;
+                            if bad_rows <= MOST_TOLD {
+                                findings.push(format!("{bad}: {}", bad.problem));
+                            }
                         }
                     }
                 }

@@ -50,8 +50,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use rusqlite::functions::FunctionFlags;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::Connection;
 
 use super::{Store, StoreError};
 use crate::row::{RowChange, RowKey};
@@ -59,12 +58,14 @@ use error::{corrupt, failure, is_full, no_room, opening, opening_tables, running
 use format::{State, Totals};
 use head::{Found, Head, HeadFile};
 use open::{create_dir, sync_dir};
+use rows::Table;
 
 pub(super) mod error;
 pub(super) mod format;
 pub(super) mod head;
 pub(super) mod log;
 pub(super) mod open;
+mod rows;
 
 const PAGE: u64 = 8192;
 /// A log shorter than this is not worth two syncs in a quiet moment: it is read back in milliseconds.
@@ -96,7 +97,7 @@ pub struct EmbeddedStore {
     connection: Connection,
     head: HeadFile,
     state: State,
-    replaced: Replaced,
+    table: Table,
     /// Pages in the log that the tables do not have yet; told by SQLite with each commit.
     log_pages: Arc<AtomicU64>,
     /// The next checkpoint that is made without a quiet moment.
@@ -144,14 +145,14 @@ impl EmbeddedStore {
         let log_pages = Arc::new(AtomicU64::new(0));
         let told = Arc::clone(&log_pages);
         count_log_pages(&mut connection, told).map_err(|error| opening_tables(dir, &error))?;
-        let replaced = Replaced::note(&connection).map_err(|error| opening_tables(dir, &error))?;
+        let table = Table::new(&connection).map_err(|error| opening_tables(dir, &error))?;
         let checkpoint_pages = (options.checkpoint_bytes / PAGE).max(1);
         Ok(Self {
             dir: dir.to_owned(),
             connection,
             head,
             state,
-            replaced,
+            table,
             log_pages,
             checkpoint_at: checkpoint_pages,
             checkpoint_pages,
@@ -208,7 +209,7 @@ impl EmbeddedStore {
             return Ok(());
         }
         let full = || StoreError::DiskFull(self.dir.clone());
-        match transact(&mut self.connection, &self.state, &[], &self.replaced) {
+        match transact(&mut self.connection, &self.state, &[], &mut self.table) {
             Ok(state) => self.state = state,
             Err(error) if is_full(&error) => return Err(full()),
             Err(error) => {
@@ -319,38 +320,22 @@ impl Store for EmbeddedStore {
 
     fn read(&mut self, keys: &[RowKey]) -> Result<Vec<Option<Bytes>>, StoreError> {
         self.alive()?;
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT kind, id, crc, data FROM rows WHERE kind = ?1 AND id = ?2")
-            .map_err(|error| failure(&error))?;
-        let read = |key: &RowKey| {
-            let row = statement.query_row(key.parts(), format::stored).optional();
-            match row.map_err(|error| failure(&error))? {
-                Some(Ok(row)) if row.key == *key => Ok(Some(row.data)),
-                Some(Ok(row)) => {
-                    Err(corrupt(format!("{:?} lies under the key of {key:?}", row.key), format::FILE))
-                }
-                Some(Err(bad)) => Err(corrupt(bad.problem, bad)),
-                None => Ok(None),
+        let read = |key: &RowKey| match rows::read(&self.connection, *key).map_err(|error| failure(&error))? {
+            Some(Ok(row)) if row.key == *key => Ok(Some(row.data)),
+            Some(Ok(row)) => {
+                Err(corrupt(format!("{:?} lies under the key of {key:?}", row.key), format::FILE))
             }
+            Some(Err(bad)) => Err(corrupt(bad.problem, bad)),
+            None => Ok(None),
         };
         keys.iter().map(read).collect()
     }
 
     fn scan(&mut self, after: Option<RowKey>, most: usize) -> Result<Vec<(RowKey, Bytes)>, StoreError> {
         self.alive()?;
-        let mut statement = self
-            .connection
-            .prepare_cached(
-                "SELECT kind, id, crc, data FROM rows WHERE (kind, id) > (?1, ?2) ORDER BY kind, id LIMIT ?3",
-            )
-            .map_err(|error| failure(&error))?;
-        // An empty id comes before every other of its kind.
-        let (kind, id) = after.map_or((0, Vec::new()), |key| (key.parts().0, key.parts().1.to_vec()));
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let rows = statement.query_map(params![kind, id, most], format::stored);
-        rows.map_err(|error| failure(&error))?
-            .map(|row| match row.map_err(|error| failure(&error))? {
+        let rows = rows::scan(&self.connection, after, most).map_err(|error| failure(&error))?;
+        rows.into_iter()
+            .map(|row| match row {
                 Ok(row) => Ok((row.key, row.data)),
                 Err(bad) => Err(corrupt(bad.problem, bad)),
             })
@@ -360,13 +345,14 @@ impl Store for EmbeddedStore {
     fn commit(&mut self, batch: &[RowChange]) -> Result<(), StoreError> {
         self.alive()?;
         self.settle()?;
+        let batch = RowChange::settled(batch);
         if self.log_pages.load(Ordering::Relaxed) >= self.checkpoint_at {
             self.checkpoint()?;
         }
-        let mut stored = transact(&mut self.connection, &self.state, batch, &self.replaced);
+        let mut stored = transact(&mut self.connection, &self.state, &batch, &mut self.table);
         // Once the tables have what the log holds, the batch can be written over it.
         if stored.as_ref().is_err_and(is_full) && self.checkpoint()? {
-            stored = transact(&mut self.connection, &self.state, batch, &self.replaced);
+            stored = transact(&mut self.connection, &self.state, &batch, &mut self.table);
         }
         match stored {
             Ok(state) => {
@@ -411,73 +397,20 @@ impl Drop for EmbeddedStore {
     }
 }
 
-/// One batch in one transaction; the state after it.
+/// One batch, settled, in one transaction; the state after it.
 fn transact(
     connection: &mut Connection,
     state: &State,
     batch: &[RowChange],
-    replaced: &Replaced,
+    table: &mut Table,
 ) -> rusqlite::Result<State> {
     let mut state = state.clone();
     state.batch += 1;
-    // Of a put that had no room.
-    replaced.take();
     let transaction = connection.transaction()?;
-    {
-        // One search in the tree for each put, whether or not the row is there.
-        let mut put = transaction.prepare_cached(
-            "INSERT INTO rows (kind, id, crc, data) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (kind, id) \
-             DO UPDATE SET crc = replacing(crc, excluded.crc), data = excluded.data",
-        )?;
-        let mut delete =
-            transaction.prepare_cached("DELETE FROM rows WHERE kind = ?1 AND id = ?2 RETURNING crc")?;
-        for change in batch {
-            let (kind, id) = change.key().parts();
-            let before = match change {
-                RowChange::Put(_, data) => {
-                    let crc = format::row_crc(kind, &id, data);
-                    put.execute(params![kind, id, crc, &data[..]])?;
-                    state.totals.add(kind, crc);
-                    replaced.take()
-                }
-                RowChange::Delete(_) => delete.query_row(params![kind, id], |row| row.get(0)).optional()?,
-            };
-            if let Some(crc) = before {
-                state.totals.remove(kind, crc);
-            }
-        }
-    }
+    table.apply(&transaction, batch, &mut state.totals)?;
     state.save(&transaction)?;
     transaction.commit()?;
     Ok(state)
-}
-
-/// The checksum of the row that the last put took the place of: the totals lose it.
-#[derive(Debug)]
-struct Replaced(Arc<AtomicU64>);
-
-impl Replaced {
-    const NONE: u64 = u64::MAX;
-
-    /// Gives `connection` the function `replacing(old, new)`, which notes `old` and is `new`.
-    fn note(connection: &Connection) -> rusqlite::Result<Self> {
-        let noted = Arc::new(AtomicU64::new(Self::NONE));
-        let note = Arc::clone(&noted);
-        connection.create_scalar_function(
-            "replacing",
-            2,
-            FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY,
-            move |arguments| {
-                note.store(arguments.get::<u32>(0)?.into(), Ordering::Relaxed);
-                arguments.get::<u32>(1)
-            },
-        )?;
-        Ok(Self(noted))
-    }
-
-    fn take(&self) -> Option<u32> {
-        u32::try_from(self.0.swap(Self::NONE, Ordering::Relaxed)).ok()
-    }
 }
 
 fn count_log_pages(connection: &mut Connection, told: Arc<AtomicU64>) -> rusqlite::Result<()> {

@@ -10,6 +10,7 @@ mod damage;
 #[cfg(target_os = "linux")]
 mod disk;
 mod embedded;
+mod formats;
 #[cfg(target_os = "linux")]
 mod full;
 mod halves;

@@ -1,7 +1,8 @@
 //! What lies in `crewcall.db`, and how it is read.
 //!
 //! ```text
-//! rows   kind, id -> crc, data    the rows, keyed by `RowKey::parts`
+//! rows   kind, id -> crc, data    the rows, keyed by `RowKey::parts`; in the row of a task also
+//!        payload_crc, payload     its payload if it is small (rows.rs)
 //! state  one row                  batch: how many were stored · store: the id of this store
 //!                                 totals: for each kind, how many rows and the sum of their digests
 //! ```
@@ -18,6 +19,7 @@
 //!
 //! Rows themselves are protobuf and change by adding fields: see `row.rs`.
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use crate::row::RowKey;
@@ -25,17 +27,17 @@ use crate::row::RowKey;
 pub(in crate::store) const FILE: &str = "crewcall.db";
 /// "crew", so that `file` and SQLite's own tools see whose it is.
 pub(in crate::store) const APPLICATION: u32 = 0x6372_6577;
-pub(in crate::store) const FORMAT: u32 = 1;
+pub(in crate::store) const FORMAT: u32 = 2;
 
 /// From format `index + 1` to the next.
 type Upgrade = fn(&Transaction<'_>) -> rusqlite::Result<()>;
-const UPGRADES: &[Upgrade] = &[];
+const UPGRADES: &[Upgrade] = &[payloads_beside_tasks];
 const _: () = assert!(UPGRADES.len() + 1 == FORMAT as usize);
 
 /// Each statement stands in `sqlite_schema` as written here, which is compared when a store is opened.
 pub(super) const SCHEMA: [&str; 2] = [
     "CREATE TABLE rows (kind INTEGER NOT NULL, id BLOB NOT NULL, crc INTEGER NOT NULL, data BLOB NOT NULL, \
-     PRIMARY KEY (kind, id)) STRICT, WITHOUT ROWID",
+     payload_crc INTEGER, payload BLOB, PRIMARY KEY (kind, id)) STRICT, WITHOUT ROWID",
     "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), batch INTEGER NOT NULL, \
      store BLOB NOT NULL, totals BLOB NOT NULL, crc INTEGER NOT NULL) STRICT",
 ];
@@ -50,6 +52,17 @@ pub(super) fn upgrade(connection: &mut Connection, found: u32) -> rusqlite::Resu
         tracing::info!(format, "store upgraded");
     }
     Ok(())
+}
+
+/// Payloads of before stay where they are, in rows of their own.
+fn payloads_beside_tasks(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    transaction.execute_batch(
+        "ALTER TABLE rows RENAME TO old_rows; \
+         CREATE TABLE rows (kind INTEGER NOT NULL, id BLOB NOT NULL, crc INTEGER NOT NULL, data BLOB NOT NULL, \
+         payload_crc INTEGER, payload BLOB, PRIMARY KEY (kind, id)) STRICT, WITHOUT ROWID; \
+         INSERT INTO rows (kind, id, crc, data) SELECT kind, id, crc, data FROM old_rows; \
+         DROP TABLE old_rows",
+    )
 }
 
 /// The checksum of a row.
@@ -188,9 +201,33 @@ pub(in crate::store) struct Stored {
 
 /// Reads `kind, id, crc, data` of a row and verifies it. The inner error says what is wrong with the row.
 pub(in crate::store) fn stored(row: &rusqlite::Row<'_>) -> rusqlite::Result<Result<Stored, BadRow>> {
-    let number = |column| row.get_ref(column).map(|value| value.as_i64().unwrap_or(-1));
-    let bytes = |column| row.get_ref(column).map(|value| value.as_bytes().unwrap_or_default());
-    let (kind, id, crc, data) = (number(0)?, bytes(1)?, number(2)?, bytes(3)?);
+    verify(number(row, 0)?, bytes(row, 1)?, number(row, 2)?, bytes(row, 3)?)
+}
+
+/// Reads `kind, id, crc, data, payload_crc, payload`: the payload, if there is one in the row.
+pub(in crate::store) fn beside(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Result<Stored, BadRow>>> {
+    if row.get_ref(4)? == ValueRef::Null && row.get_ref(5)? == ValueRef::Null {
+        return Ok(None);
+    }
+    let kind = i64::from(RowKey::READ_WHEN_WANTED);
+    verify(kind, bytes(row, 1)?, number(row, 4)?, bytes(row, 5)?).map(Some)
+}
+
+/// Reads `kind, id`; none if they are no key.
+pub(in crate::store) fn key(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<(u8, [u8; 16])>> {
+    let (kind, id) = (u8::try_from(number(row, 0)?), <[u8; 16]>::try_from(bytes(row, 1)?));
+    Ok(kind.ok().zip(id.ok()))
+}
+
+fn number(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<i64> {
+    row.get_ref(column).map(|value| value.as_i64().unwrap_or(-1))
+}
+
+fn bytes<'a>(row: &'a rusqlite::Row<'_>, column: usize) -> rusqlite::Result<&'a [u8]> {
+    row.get_ref(column).map(|value| value.as_bytes().unwrap_or_default())
+}
+
+fn verify(kind: i64, id: &[u8], crc: i64, data: &[u8]) -> rusqlite::Result<Result<Stored, BadRow>> {
     let bad = |problem| Ok(Err(BadRow { kind, id: id.to_vec(), problem }));
     let (Ok(kind), Ok(id), Ok(crc)) = (u8::try_from(kind), <&[u8; 16]>::try_from(id), u32::try_from(crc))
     else {

@@ -122,7 +122,7 @@ pub(in crate::store) struct Identity {
 
 pub(in crate::store) fn identify(connection: &Connection) -> rusqlite::Result<Identity> {
     let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-    let mut schema = connection.prepare("SELECT sql FROM sqlite_schema ORDER BY rowid")?;
+    let mut schema = connection.prepare("SELECT sql FROM sqlite_schema ORDER BY name")?;
     let schema = schema.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
     Ok(Identity {
         application: number("application_id")?.cast_unsigned(),

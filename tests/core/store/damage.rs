@@ -24,10 +24,10 @@ struct Victim {
 
 impl Victim {
     /// With tables, with a log that has something the tables lack, and with free pages.
-    fn new(rng: &mut StdRng) -> Self {
+    fn new(rng: &mut StdRng, payloads: bool) -> Self {
         let root = scratch();
         let mut store = open(root.path()).unwrap();
-        let batches = random_batches(rng, 80);
+        let batches = random_batches(rng, 80, payloads);
         for (number, (batch, _)) in batches.iter().enumerate() {
             store.commit(batch).unwrap();
             if number == 40 {
@@ -79,7 +79,7 @@ fn a_changed_bit_is_found_or_harmless() {
     let mut rng = seeded();
     let flips = proof::size("CREWCALL_BIT_FLIPS", 100);
     let proof = proof::Proof::begin("bit flips", "./test core -- damage");
-    let victim = Victim::new(&mut rng);
+    let victim = Victim::new(&mut rng, true);
     let dir = scratch();
     let mut facts = vec![("served changed, missing or made up", proof::count(0_u64))];
     for (number, file) in FILES.iter().enumerate() {
@@ -111,7 +111,7 @@ fn a_cut_file_is_found_or_harmless() {
     let proof = proof::Proof::begin("truncation", "./test core -- damage");
     let mut facts = vec![("opened shorter", proof::count(0_u64))];
     let mut rng = seeded();
-    let victim = Victim::new(&mut rng);
+    let victim = Victim::new(&mut rng, true);
     let dir = scratch();
     for (number, file) in FILES.iter().enumerate() {
         let mut found = 0;
@@ -134,7 +134,7 @@ fn a_cut_file_is_found_or_harmless() {
 #[test]
 fn damage_inside_the_log_needs_no_witness() {
     let mut rng = seeded();
-    let victim = Victim::new(&mut rng);
+    let victim = Victim::new(&mut rng, true);
     let dir = scratch();
     let root = scratch();
     drop(open(root.path()).unwrap());
@@ -165,7 +165,7 @@ fn damage_inside_the_log_needs_no_witness() {
 #[test]
 fn the_doctor_says_what_would_be_lost_and_saves_the_rest() {
     let mut rng = seeded();
-    let victim = Victim::new(&mut rng);
+    let victim = Victim::new(&mut rng, false);
     for round in 0..40 {
         let root = scratch();
         let dir = root.path().join("data");

@@ -13,11 +13,12 @@ use uuid::Uuid;
 
 pub(super) type Rows = BTreeMap<(u8, [u8; 16]), Bytes>;
 
-/// A key out of a few, so that random changes meet. From 240 on, of rows that no start loads.
+/// A key out of a few, so that random changes meet. From 240 on, of rows that no start loads: the payloads of the
+/// tasks from 1 on.
 pub(super) fn key(number: u8) -> RowKey {
     match number {
         0 => RowKey::LeasesReserved,
-        240.. => RowKey::Payload(TaskId(Uuid::from_u128(u128::from(number) << 70))),
+        240.. => RowKey::Payload(TaskId(Uuid::from_u128(u128::from(number - 239) << 70))),
         _ => RowKey::Task(TaskId(Uuid::from_u128(u128::from(number) << 70))),
     }
 }
@@ -91,14 +92,20 @@ pub(super) fn open(dir: &Path) -> Result<EmbeddedStore, StoreError> {
     EmbeddedStore::open(dir, StoreOptions::default())
 }
 
-/// Batches of random changes, and the rows after each; the first is empty.
-pub(super) fn random_batches(rng: &mut StdRng, batches: usize) -> Vec<(Vec<RowChange>, Rows)> {
+/// Batches of random changes, and the rows after each; the first is empty. Payloads are some with their tasks, some
+/// without, which is nothing a scheduler would store.
+pub(super) fn random_batches(
+    rng: &mut StdRng,
+    batches: usize,
+    payloads: bool,
+) -> Vec<(Vec<RowChange>, Rows)> {
     let mut rows = Rows::new();
     let mut made = vec![(Vec::new(), rows.clone())];
     for number in 1..=batches {
         let mut batch = Vec::new();
         for _ in 0..rng.random_range(1..12) {
-            let key = rng.random_range(0..60);
+            let payload = payloads && rng.random_bool(0.3);
+            let key = if payload { rng.random_range(240..=255) } else { rng.random_range(0..60) };
             if rng.random_bool(0.3) {
                 batch.push(delete(key));
             } else {

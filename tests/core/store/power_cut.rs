@@ -62,7 +62,7 @@ fn a_disk_that_lies_is_found_out() {
 /// In the child: a store's life, each batch acknowledged in the trace.
 pub(super) fn trace(root: &Path) {
     let seed = number(SEED).unwrap();
-    let batches = random_batches(&mut StdRng::seed_from_u64(seed), BATCHES);
+    let batches = random_batches(&mut StdRng::seed_from_u64(seed), BATCHES, true);
     let mut acks = fs::File::create(root.join(ACKS)).unwrap();
     let options = StoreOptions { checkpoint_bytes: 200_000, ..StoreOptions::default() };
     let mut rng = StdRng::seed_from_u64(seed);
@@ -103,7 +103,7 @@ fn run(seed: u64) -> Vec<Op> {
 
 /// Cuts the power at a random moment. Whether the batch being stored survived as well, or what was lost.
 fn cut(ops: &[Op], chance: u64, seed: u64) -> Result<bool, String> {
-    let batches = random_batches(&mut StdRng::seed_from_u64(seed), BATCHES);
+    let batches = random_batches(&mut StdRng::seed_from_u64(seed), BATCHES, true);
     let mut rng = StdRng::seed_from_u64(chance);
     let moment = rng.random_range(0..=ops.len());
     let mut disk = Disk::default();

@@ -90,7 +90,7 @@ fn a_newer_format() {
     tables.write_all(&9_u32.to_be_bytes()).unwrap();
     fs::write(root.path().join("crewcall.db-wal"), "").unwrap();
     let error = refused(root.path());
-    assert_eq!(error, StoreError::NewerFormat { dir: root.path().to_owned(), found: 9, known: 1 });
+    assert_eq!(error, StoreError::NewerFormat { dir: root.path().to_owned(), found: 9, known: 2 });
     assert!(error.to_string().contains("format 9"), "{error}");
 }
 
