@@ -34,7 +34,8 @@
 //!
 //! - [`task`]: the nouns: task, payload, options, outcome, method.
 //! - [`scheduler`]: all rules; pure: commands and the time in, rows and effects out.
-//! - [`engine`]: one state around it, worked off by whoever brings a message. [`handle`]: the only door to it. [`outbox`]: the way out of it.
+//! - [`engine`]: one state around it, worked off by whoever brings a message. [`handle`]: the only door to it.
+//!   [`outbox`]: the way out of it.
 //! - [`store`]: where durable facts lie; [`row`]: their form.
 //! - [`rpc`]: the gRPC edge. [`proto`]: the contract it speaks.
 //! - [`listener`]: the port, guarded. [`shutdown`]: stopping in order.

@@ -262,3 +262,34 @@ async fn a_queue_larger_than_memory_is_run_in_order_and_no_faster_than_it_is_rea
     handle.halt().await;
     engine.await.unwrap().unwrap();
 }
+
+/// Whoever finds somebody else at work leaves its message to that one: a message left lying would never be answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_message_is_worked_off_whoever_is_at_work() {
+    let (handle, engine) = Site::default().start(None, None);
+    let asking: Vec<_> = (0..16)
+        .map(|_| {
+            let handle = handle.clone();
+            tokio::spawn(async move {
+                for _ in 0..500 {
+                    handle.stats().await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for asked in asking {
+        asked.await.unwrap();
+    }
+    handle.halt().await;
+    engine.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_engine_ends_with_its_last_handle() {
+    let (handle, engine) = Site::default().start(None, None);
+    let another = handle.clone();
+    drop(handle);
+    another.submit(vec![durable(1)]).await.unwrap();
+    drop(another);
+    engine.await.unwrap().unwrap();
+}
