@@ -36,8 +36,7 @@ pub(super) fn task(task: &Task) -> Bytes {
         fixed64::encode(12, &key.digest, &mut row);
     }
     state(&task.state, &mut row);
-    // Without room to spare it needs no second allocation to be shared.
-    row.into_boxed_slice().into()
+    row.into()
 }
 
 pub(super) fn payload(payload: &Payload) -> Bytes {
