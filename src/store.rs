@@ -6,8 +6,8 @@
 //! - [`EmbeddedStore`]: a file in the data directory; what it survives and what it notices is said there.
 //! - [`doctor`]: what is left of a damaged data directory.
 //!
-//! One thread owns the store (`committer.rs`). At most one batch is being stored while the engine gathers the
-//! next, so group commit falls out by itself: a slow disk makes larger batches, not a longer queue.
+//! One thread owns the store (`committer.rs`). What is handed over while one batch is being stored is the next
+//! one, so group commit falls out by itself: a slow disk makes larger batches, not a longer queue.
 
 use std::path::PathBuf;
 

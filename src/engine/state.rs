@@ -54,16 +54,16 @@ struct Gate {
     rows: Vec<RowChange>,
     /// The number of the batch being gathered; those below have been handed over.
     batch: u64,
-    /// A batch is being stored: number `batch - 1`.
-    storing: bool,
-    /// Rows in it, as they were handed out.
-    storing_rows: u64,
+    /// Batches below this are stored; those between are being stored.
+    stored: u64,
+    /// Rows in each of those, as they were handed out.
+    storing_rows: VecDeque<u64>,
     /// Rows in the one being gathered, likewise.
     gathered: u64,
-    /// Batches below this are stored.
-    stored: u64,
-    /// The store had no room for the last one; it is tried again at this time.
+    /// The store had no room for those being stored; they are tried again at this time.
     full: Option<Instant>,
+    /// That time has come: a batch must be handed over, even an empty one.
+    again: bool,
     /// Durable work is refused since a batch found no room: the log says so once, not at each try.
     refusing: bool,
     /// With the batch each waits for, in order.
@@ -167,6 +167,7 @@ impl State {
     /// A batch that found no room is to be tried again.
     pub(super) fn retry(&mut self) {
         self.gate.full = None;
+        self.gate.again = true;
     }
 
     fn take(&mut self, now: Timestamp, message: Message) {
@@ -236,10 +237,10 @@ impl State {
     }
 
     fn store(&mut self) {
-        if !self.gate.storing && self.gate.full.is_none() && !self.gate.rows.is_empty() {
-            self.gate.storing = true;
+        if self.gate.full.is_none() && (!self.gate.rows.is_empty() || self.gate.again) {
+            self.gate.again = false;
             self.gate.batch += 1;
-            self.gate.storing_rows = std::mem::take(&mut self.gate.gathered);
+            self.gate.storing_rows.push_back(std::mem::take(&mut self.gate.gathered));
             self.committer.store(std::mem::take(&mut self.gate.rows));
         }
     }
@@ -250,9 +251,10 @@ impl State {
     /// When what was read is damaged.
     pub(super) fn done(&mut self, done: Done) -> Result<(), EngineError> {
         match done {
-            Done::Stored(buffer) => {
-                self.gate.storing = false;
-                self.gate.stored = self.gate.batch;
+            Done::Stored { batches, buffer } => {
+                self.gate.stored += batches;
+                let rows: u64 = self.gate.storing_rows.drain(..batches as usize).sum();
+                self.gate.full = None;
                 if self.gate.rows.is_empty() {
                     self.gate.rows = buffer;
                 }
@@ -260,23 +262,18 @@ impl State {
                     tracing::info!("the store has room again; durable work is taken");
                 }
                 self.scheduler.store_is_full(None);
-                self.scheduler.stored(self.gate.storing_rows);
+                self.scheduler.stored(rows);
                 while let Some((_, effect)) =
-                    self.gate.waiting.pop_front_if(|(batch, _)| *batch < self.gate.batch)
+                    self.gate.waiting.pop_front_if(|(batch, _)| *batch < self.gate.stored)
                 {
                     deliver(effect, &mut self.asks, &mut self.streams, &mut self.staged, &mut self.reads);
                 }
             }
-            Done::Full { mut batch, reason } => {
+            Done::Full(reason) => {
                 if !std::mem::replace(&mut self.gate.refusing, true) {
                     tracing::error!(%reason, "durable work is refused until there is room");
                 }
-                // What became true since goes behind it, into the same batch; nobody is told of any of it before
-                // it is stored.
-                batch.append(&mut self.gate.rows);
-                self.gate.rows = batch;
-                self.gate.storing = false;
-                self.gate.gathered += self.gate.storing_rows;
+                // What becomes true meanwhile goes behind it; nobody is told of any of it before it is stored.
                 self.gate.full = Some(Instant::now() + FULL_RETRY);
                 self.scheduler.store_is_full(Some(reason.to_string()));
             }
@@ -354,9 +351,8 @@ impl State {
 
     /// Stores what was handed out and tells everyone what waited for it.
     pub(super) async fn finish(mut self, stored: &mut Stored) -> Result<(), EngineError> {
-        while self.gate.storing
-            || self.reads.are_under_way()
-            || !(self.gate.rows.is_empty() || self.gate.full.is_some())
+        while self.reads.are_under_way()
+            || self.gate.full.is_none() && (self.gate.is_storing() || !self.gate.rows.is_empty())
         {
             self.store();
             let done = stored.next().await?;
@@ -381,11 +377,16 @@ impl Gate {
     fn holds(&self) -> Option<u64> {
         if !self.rows.is_empty() {
             Some(self.batch)
-        } else if self.storing {
+        } else if self.is_storing() {
             Some(self.batch - 1)
         } else {
             None
         }
+    }
+
+    /// Whether something was handed over that is not stored.
+    const fn is_storing(&self) -> bool {
+        self.stored < self.batch
     }
 }
 

@@ -4,12 +4,17 @@
 //!
 //! ```text
 //! store(batch) ─┐                                       ┌─▶ Stored: acknowledge
-//! read(keys) ───┼─▶ thread: one at a time, in order ──▶ ┼─▶ Full: keep the batch, refuse, store it again later
+//! read(keys) ───┼─▶ thread: one at a time, in order ──▶ ┼─▶ Full: refuse, ask again later
 //! backup(path) ─┘   quiet for a moment: idle()          └─▶ Read
 //! ```
 //!
+//! Batches that wait one behind the other are stored as one, so what comes while one is being stored needs no
+//! word from the engine to be next, and group commit falls out. A batch that had no room is kept, and is the beginning
+//! of whatever is stored next.
+//!
 //! Any other failure ends the thread, and [`Committer::done`] says why.
 
+use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,16 +60,17 @@ impl Stored {
 /// Something asked of the store has ended.
 #[derive(Debug)]
 pub enum Done {
-    /// The batch is stored; its emptied buffer, to be used again.
-    Stored(Vec<RowChange>),
-    /// No room: nothing of the batch is stored. Here it is back; hand it over again, as it is or with more
-    /// behind it, when some time has passed. Until then nothing that waits for it may leave.
-    Full {
-        /// As handed over, without changes that later ones in it undo.
-        batch: Vec<RowChange>,
-        /// For whoever is refused meanwhile.
-        reason: StoreError,
+    /// The oldest batches are stored.
+    Stored {
+        /// How many of those handed over.
+        batches: u64,
+        /// A buffer without content, to be used again.
+        buffer: Vec<RowChange>,
     },
+    /// No room: nothing of what was handed over and not said to be stored is. It is kept, and tried again with the next
+    /// batch, which may be empty. Until then nothing that waits for it may leave. The reason is for whoever is refused
+    /// meanwhile.
+    Full(StoreError),
     /// Rows read back, in the order of `keys`. The store goes on after an error: it concerns these rows.
     Read {
         /// As asked.
@@ -89,12 +95,21 @@ impl Committer {
         let (requests, inbox) = channel();
         let (outbox, done) = mpsc::unbounded_channel();
         let size = Arc::new(AtomicU64::new(store.size()));
-        let keeper = Keeper { store, inbox, outbox, size: Arc::clone(&size), backup: None };
+        let keeper = Keeper {
+            store,
+            inbox,
+            next: None,
+            held: Vec::new(),
+            held_batches: 0,
+            outbox,
+            size: Arc::clone(&size),
+            backup: None,
+        };
         let thread = thread::Builder::new().name("crewcall-store".to_owned()).spawn(|| keeper.run())?;
         Ok((Self { requests: Some(requests), size, thread: Some(thread) }, Stored { done }))
     }
 
-    /// Hands over a batch. Its end must be awaited before the next one.
+    /// Hands over a batch, to be stored behind those before it.
     pub fn store(&self, batch: Vec<RowChange>) {
         self.ask(Request::Commit(batch));
     }
@@ -139,6 +154,11 @@ impl Drop for Committer {
 struct Keeper {
     store: Box<dyn Store>,
     inbox: Receiver<Request>,
+    /// Taken from the inbox already.
+    next: Option<Request>,
+    /// To be stored: what had no room so far, and what came behind it.
+    held: Vec<RowChange>,
+    held_batches: u64,
     outbox: mpsc::UnboundedSender<Result<Done, StoreError>>,
     size: Arc<AtomicU64>,
     backup: Option<(Backup, oneshot::Sender<Result<u64, StoreError>>)>,
@@ -171,6 +191,9 @@ impl Keeper {
 
     /// Waits for something to do, and uses the time.
     fn next(&mut self) -> Result<Request, Gone> {
+        if let Some(request) = self.next.take() {
+            return Ok(request);
+        }
         while self.backup.is_some() {
             match self.inbox.try_recv() {
                 Ok(request) => return Ok(request),
@@ -191,22 +214,41 @@ impl Keeper {
         self.inbox.recv().map_err(|_| Gone)
     }
 
-    fn commit(&mut self, mut batch: Vec<RowChange>) -> Result<(), Gone> {
-        // Under load a task is submitted, leased and over within one batch: then its row is written once.
-        RowChange::settle(&mut batch);
-        match self.store.commit(&batch) {
-            Ok(()) => {
-                self.follow_with_backup(&batch);
-                batch.clear();
-                self.measure();
-                self.tell(Ok(Done::Stored(batch)))
+    fn commit(&mut self, batch: Vec<RowChange>) -> Result<(), Gone> {
+        self.hold(batch);
+        // Not past anything else: rows are asked for before the batch is handed over that may delete them.
+        while self.next.is_none() {
+            match self.inbox.try_recv() {
+                Ok(Request::Commit(more)) => self.hold(more),
+                Ok(other) => self.next = Some(other),
+                Err(_) => break,
             }
-            Err(reason @ StoreError::Full(_)) => self.tell(Ok(Done::Full { batch, reason })),
+        }
+        // Under load a task is submitted, leased and over within one batch: then its row is written once.
+        RowChange::settle(&mut self.held);
+        match self.store.commit(&self.held) {
+            Ok(()) => {
+                let (mut buffer, batches) = (mem::take(&mut self.held), mem::take(&mut self.held_batches));
+                self.follow_with_backup(&buffer);
+                buffer.clear();
+                self.measure();
+                self.tell(Ok(Done::Stored { batches, buffer }))
+            }
+            Err(reason @ StoreError::Full(_)) => self.tell(Ok(Done::Full(reason))),
             Err(failed) => {
                 self.tell(Err(failed))?;
                 Err(Gone)
             }
         }
+    }
+
+    fn hold(&mut self, mut batch: Vec<RowChange>) {
+        if self.held.is_empty() {
+            self.held = batch;
+        } else {
+            self.held.append(&mut batch);
+        }
+        self.held_batches += 1;
     }
 
     fn begin_backup(&mut self, into: PathBuf, reply: oneshot::Sender<Result<u64, StoreError>>) {

@@ -49,31 +49,51 @@ impl Store for Scripted {
 }
 
 #[tokio::test]
-async fn a_full_batch_comes_back_and_may_grow() {
+async fn a_full_batch_is_kept_and_may_grow() {
     let full = StoreError::Full("no space".to_owned());
     let commits = vec![Err(full.clone()), Err(full.clone()), Ok(())].into_iter();
     let (committer, mut stored) =
         Committer::start(Box::new(Scripted { commits, ..Scripted::default() })).unwrap();
-    let mut rows = vec![put(1, b"one")];
-    for round in 2..4 {
-        committer.store(rows);
-        let Done::Full { batch, reason } = stored.next().await.unwrap() else { panic!("not full") };
-        assert_eq!((batch.len() as u32, reason), (round - 1, full.clone()));
+    committer.store(vec![put(1, b"one")]);
+    for next in [vec![put(2, b"more"), put(3, b"more")], Vec::new()] {
+        let Done::Full(reason) = stored.next().await.unwrap() else { panic!("not full") };
+        assert_eq!(reason, full);
         // Reads are answered meanwhile, and nothing of the batch is there.
         committer.read(vec![key(1)]);
         let Done::Read { rows: read, .. } = stored.next().await.unwrap() else { panic!("not read") };
         assert_eq!(read, Ok(vec![None]));
-        rows = batch;
-        rows.push(put(round, b"more"));
+        committer.store(next);
     }
-    committer.store(rows);
-    let Done::Stored(buffer) = stored.next().await.unwrap() else { panic!("not stored") };
-    assert!(buffer.is_empty());
+    let Done::Stored { batches, buffer } = stored.next().await.unwrap() else { panic!("not stored") };
+    assert!(batches == 3 && buffer.is_empty());
     committer.read(vec![key(3), key(9), key(1)]);
     let Done::Read { keys, rows } = stored.next().await.unwrap() else { panic!("not read") };
     assert_eq!(keys, [key(3), key(9), key(1)]);
     assert_eq!(rows, Ok(vec![Some(Bytes::from_static(b"more")), None, Some(Bytes::from_static(b"one"))]));
     assert_eq!(committer.size(), 4_711);
+}
+
+/// However batches are put together, each is told of once, and rows asked for are those of the batches before.
+#[tokio::test]
+async fn batches_that_wait_are_stored_together_but_not_past_a_read() {
+    let (committer, mut done) = Committer::start(Box::new(MemoryStore::default())).unwrap();
+    for number in 0..100 {
+        committer.store(vec![put(number, b"one"), put(number, b"two")]);
+        committer.store(vec![put(number + 1_000, b"three")]);
+        committer.read(vec![key(number), key(number + 1)]);
+    }
+    let (mut stored, mut read) = (0, 0);
+    while stored < 200 || read < 100 {
+        match done.next().await.unwrap() {
+            Done::Stored { batches, .. } => stored += batches,
+            Done::Read { rows, .. } => {
+                assert_eq!(rows, Ok(vec![Some(Bytes::from_static(b"two")), None]));
+                read += 1;
+                assert_eq!(stored, read * 2);
+            }
+            Done::Full(reason) => panic!("{reason}"),
+        }
+    }
 }
 
 #[test]
@@ -109,7 +129,7 @@ async fn a_failure_ends_it_for_good() {
     let (committer, mut stored) =
         Committer::start(Box::new(Scripted { commits, ..Scripted::default() })).unwrap();
     committer.store(vec![put(1, b"one")]);
-    assert!(matches!(stored.next().await, Ok(Done::Stored(_))));
+    assert!(matches!(stored.next().await, Ok(Done::Stored { .. })));
     committer.store(vec![put(2, b"two")]);
     assert_eq!(stored.next().await.unwrap_err(), failed);
     committer.store(vec![put(2, b"two")]);
@@ -123,7 +143,7 @@ async fn quiet_moments_are_used_once() {
         Committer::start(Box::new(Scripted { idles: Some(idles), ..Scripted::default() })).unwrap();
     for _ in 0..3 {
         committer.store(vec![put(1, b"one")]);
-        assert!(matches!(stored.next().await, Ok(Done::Stored(_))));
+        assert!(matches!(stored.next().await, Ok(Done::Stored { .. })));
         idle.recv().unwrap();
     }
     drop(committer);
@@ -143,7 +163,7 @@ async fn a_backup_is_made_between_batches() {
     let mut batches = 0;
     let copied = loop {
         committer.store(vec![put(batches, b"changed")]);
-        assert!(matches!(stored.next().await, Ok(Done::Stored(_))));
+        assert!(matches!(stored.next().await, Ok(Done::Stored { .. })));
         batches += 1;
         if let Ok(answer) = answer.try_recv() {
             break answer.unwrap();
