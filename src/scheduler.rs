@@ -60,6 +60,7 @@ mod dispatch;
 mod drains;
 mod effect;
 mod index;
+mod leases;
 mod ledger;
 mod lifecycle;
 mod limits;
@@ -398,6 +399,7 @@ impl Scheduler {
     }
 
     /// Moves the task's one entry in the deadlines to the earliest thing that can happen to it.
+    #[inline]
     fn reschedule(&mut self, slot: Slot) {
         let task = self.ledger.task(slot);
         let options = &task.options;

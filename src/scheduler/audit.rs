@@ -131,15 +131,15 @@ impl Scheduler {
     fn audit_leases(&self) -> Checked {
         let mut holders: BTreeMap<u64, usize> = BTreeMap::new();
         for (_, session) in &self.roster.sessions {
-            for (lease, slot) in &session.leases {
-                *holders.entry(*lease).or_default() += 1;
-                let pool = self.lives.get(*slot).and_then(Live::pool);
+            for (lease, slot) in session.leases.iter() {
+                *holders.entry(lease).or_default() += 1;
+                let pool = self.lives.get(slot).and_then(Live::pool);
                 ensure!(
                     pool.is_some_and(|p| session.pools.contains(&p)),
                     "lease {lease}: not in a pool of its session"
                 );
-                let theirs = matches!(&self.ledger.task(*slot).state,
-                    State::Leased { lease: own, worker_id } if own == lease && *worker_id == session.worker_id);
+                let theirs = matches!(&self.ledger.task(slot).state,
+                    State::Leased { lease: own, worker_id } if *own == lease && *worker_id == session.worker_id);
                 ensure!(theirs, "lease {lease}: the session holds it, the task does not say so");
             }
         }
@@ -164,7 +164,9 @@ impl Scheduler {
     fn audit_sessions(&self) -> Checked {
         for (key, session) in &self.roster.sessions {
             let name = &session.worker_id;
-            let digest = session.leases.keys().fold(0, |digest, lease| digest ^ lease);
+            let digest = session.leases.iter().fold(0, |digest, (lease, _)| digest ^ lease);
+            let held = session.leases.iter().filter(|(lease, _)| session.leases.contains(*lease)).count();
+            ensure!(held == session.leases.len(), "{name}: {held} leases, {} counted", session.leases.len());
             ensure!(digest == session.digest, "{name}: digest {}, should be {digest}", session.digest);
             let serving = session.conn.is_some() && !session.draining && !self.stopping;
             ensure!(session.serving == serving, "{name}: serving {}, should be {serving}", session.serving);
@@ -179,7 +181,7 @@ impl Scheduler {
                 };
                 ensure!(entry.session == key, "{name}: pool {pool} is another's");
                 let held =
-                    session.leases.values().filter(|slot| self.lives[**slot].pool() == Some(*pool)).count();
+                    session.leases.iter().filter(|(_, slot)| self.lives[*slot].pool() == Some(*pool)).count();
                 ensure!(
                     held == entry.in_flight as usize,
                     "{name}: pool {pool} holds {held}, counts {}",

@@ -41,9 +41,17 @@ impl Entry {
 
 impl Deadlines {
     /// Moves the entry of `due` to `at`; `NEVER` takes it out.
+    #[inline]
     pub(crate) fn set(&mut self, due: Due, at: Timestamp) {
-        match self.place(due) {
-            None if at == Timestamp::NEVER => {}
+        let place = self.place(due);
+        // Most tasks never have an entry.
+        if place.is_some() || at != Timestamp::NEVER {
+            self.move_to(due, place, at);
+        }
+    }
+
+    fn move_to(&mut self, due: Due, place: Option<usize>, at: Timestamp) {
+        match place {
             None => {
                 let (session, key) = match due {
                     Due::Task(slot) => (false, slot as u32),

@@ -80,7 +80,6 @@ impl Scheduler {
         let mut unstarted: Vec<(u64, Slot)> = session
             .leases
             .iter()
-            .map(|(lease, slot)| (*lease, *slot))
             .filter(|(_, slot)| self.lives[*slot].pool() == Some(full) && !self.lives[*slot].started)
             .collect();
         // What was asked back before is on its way, or about to start after all.
@@ -165,7 +164,7 @@ impl Scheduler {
         if let Some(pool) = live.pool() {
             live.set_pool(None);
             let session = &mut self.roster.sessions[self.roster.pools[pool].session];
-            session.leases.remove(&lease);
+            session.leases.remove(lease);
             session.digest ^= lease;
             session.changes += 1;
             self.roster.unload(pool);

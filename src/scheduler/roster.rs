@@ -17,16 +17,18 @@ use slab::Slab;
 
 use super::command::{ConnId, Hello, SessionId, WorkerId};
 use super::effect::SharedText;
-use super::ledger::Slot;
+use super::leases::Leases;
 use super::queue::Queue;
 use crate::clock::Timestamp;
 use crate::task::{Method, Target};
 
 mod audit;
 mod chunk;
+mod open;
 
 use chunk::Chunk;
 pub(crate) use chunk::Runs;
+use open::{Open, Place, Places};
 
 /// One worker's stream, or the memory of it while it may come back.
 #[derive(Debug)]
@@ -66,34 +68,6 @@ pub(crate) struct Session {
     pub(crate) disagreed_at: Option<u64>,
 }
 
-/// By lease.
-pub(crate) type Leases = HashMap<u64, Slot, LeaseHash>;
-
-/// Leases are made by the server, one after the other: to spread their bits is enough.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct LeaseHash(u64);
-
-impl std::hash::BuildHasher for LeaseHash {
-    type Hasher = Self;
-    fn build_hasher(&self) -> Self {
-        Self::default()
-    }
-}
-
-impl std::hash::Hasher for LeaseHash {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-}
-
 /// A share of a worker's capacity.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -107,8 +81,6 @@ pub(crate) struct Pool {
     pub(crate) offer: usize,
     /// When it was last given or relieved of work, in steps of the roster.
     used: u64,
-    /// Its entry in the offer's `open`.
-    place: Option<Place>,
     /// Its entry in the offer's `overfull`.
     excess: u32,
 }
@@ -118,9 +90,6 @@ impl Pool {
         self.granted.saturating_sub(self.assigned)
     }
 }
-
-/// Order of choice: least loaded in proportion, then the one idle longest.
-type Place = (u64, u64, usize);
 
 /// What a pool serves. Sorted, so that equal offers are equal keys.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -142,7 +111,7 @@ pub(crate) struct Offer {
     /// The pool that was chosen last, and what may follow there.
     chunk: Chunk,
     /// Pools with credit, in order of choice.
-    open: BTreeSet<Place>,
+    open: Open,
     /// Pools that hold more than they run at once, by how much more.
     overfull: BTreeSet<(u32, usize)>,
     /// Queues that may hold work for it, in turn. A queue that turns out to be empty, or not for this offer
@@ -193,6 +162,8 @@ pub(crate) struct Roster {
     by_worker: HashMap<WorkerId, usize>,
     by_id: HashMap<SessionId, usize, FixedState>,
     pub(crate) pools: Slab<Pool>,
+    /// Those that can be chosen.
+    places: Places,
     offers: Slab<Offer>,
     offer_index: HashMap<OfferKey, usize>,
     pub(crate) routes: Slab<Route>,
@@ -275,7 +246,6 @@ impl Roster {
                     in_flight: 0,
                     offer: usize::MAX,
                     used: 0,
-                    place: None,
                     excess: 0,
                 }),
             };
@@ -329,7 +299,7 @@ impl Roster {
                     pools: 0,
                     in_flight: 0,
                     chunk: Chunk::default(),
-                    open: BTreeSet::new(),
+                    open: Open::default(),
                     overfull: BTreeSet::new(),
                     turns: VecDeque::new(),
                     in_turns: HashSet::default(),
@@ -362,9 +332,7 @@ impl Roster {
     fn unlink(&mut self, pool: usize, touched: &mut BTreeSet<usize>) {
         let offer = self.pools[pool].offer;
         let entry = &mut self.pools[pool];
-        if let Some(place) = entry.place.take() {
-            self.offers[offer].open.remove(&place);
-        }
+        self.offers[offer].open.set(pool, None, &mut self.places);
         let excess = std::mem::take(&mut entry.excess);
         let in_flight = entry.in_flight;
         let entry = &mut self.offers[offer];
@@ -488,34 +456,24 @@ impl Roster {
 
     /// Puts a pool in its place among those with credit, or out.
     pub(crate) fn reposition(&mut self, pool: usize) {
-        let entry = &self.pools[pool];
-        let open = entry.credit() > 0 && self.is_active(entry.session);
-        let active = self.is_active(entry.session);
         let entry = &mut self.pools[pool];
+        let active = self.sessions[entry.session].serving;
+        let offer = &mut self.offers[entry.offer];
         let excess = if active { entry.in_flight.saturating_sub(entry.concurrency) } else { 0 };
         if excess != entry.excess {
-            let offer = &mut self.offers[entry.offer];
             offer.overfull.remove(&(entry.excess, pool));
             if excess > 0 {
                 offer.overfull.insert((excess, pool));
             }
             entry.excess = excess;
         }
-        let place = open.then(|| {
-            let load = (u64::from(entry.in_flight) << 32) / u64::from(entry.concurrency);
-            (load, entry.used, pool)
+        let place = (active && entry.credit() > 0).then_some(Place {
+            in_flight: entry.in_flight,
+            concurrency: entry.concurrency,
+            used: entry.used,
+            pool: pool as u32,
         });
-        if place == entry.place {
-            return;
-        }
-        let old = std::mem::replace(&mut entry.place, place);
-        let offer = &mut self.offers[entry.offer];
-        if let Some(old) = old {
-            offer.open.remove(&old);
-        }
-        if let Some(place) = place {
-            offer.open.insert(place);
-        }
+        offer.open.set(pool, place, &mut self.places);
     }
 
     /// A pool brought a task along, which its credit does not count.
@@ -555,12 +513,14 @@ impl Roster {
             .filter_map(|(offer, version)| self.offers[*offer].open.first().map(|place| (place, version)))
             // Compared where they lie: to copy a place that was written a moment ago, in parts, stalls the processor.
             .min_by(|(one, _), (other, _)| one.cmp(other))
-            .map(|(place, version)| Choice { pool: place.2, version: version.clone() })
+            .map(|(place, version)| Choice { pool: place.pool as usize, version: version.clone() })
     }
 
     /// The next queue with work for the pool, while it has credit.
     pub(crate) fn next_turn(&mut self, pool: usize) -> Option<(usize, SharedText)> {
-        self.pools[pool].place?;
+        if !self.places.is_open(pool) {
+            return None;
+        }
         let offer_key = self.pools[pool].offer;
         loop {
             let offer = &mut self.offers[offer_key];
@@ -588,7 +548,7 @@ impl Roster {
     /// much.
     pub(crate) fn fullest_peer(&self, idle: usize) -> Option<(usize, u64)> {
         let pool = &self.pools[idle];
-        if pool.in_flight > 0 || pool.place.is_none() {
+        if pool.in_flight > 0 || !self.places.is_open(idle) {
             return None;
         }
         self.offers[pool.offer].overfull.last().map(|(excess, peer)| (*peer, u64::from(*excess)))

@@ -1,11 +1,12 @@
 //! A worker's session: joins, says things, falls silent, comes back, leaves.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::command::{AttemptEnd, AttemptResult, ConnId, Frame, Hello, PoolSpec, SessionId, Update, Waiter};
 use super::deadlines::Due;
 use super::effect::{EffectKind, Reply, Tell, Welcome};
+use super::leases::Leases;
 use super::ledger::Slot;
 use super::lifecycle::cut;
 use super::roster::Session;
@@ -105,7 +106,7 @@ impl Scheduler {
             seen_at: self.now,
             doubted: None,
             pools: Vec::new(),
-            leases: HashMap::default(),
+            leases: Leases::default(),
             digest: 0,
             finished: 0,
             result_seq: 0,
@@ -163,8 +164,7 @@ impl Scheduler {
         self.serve(&routes, out);
         let (mut keep, mut drop) = (Vec::new(), Vec::new());
         for lease in listed {
-            let stands =
-                self.roster.sessions[key].leases.contains_key(&lease) || self.adopt_orphan(key, lease);
+            let stands = self.roster.sessions[key].leases.contains(lease) || self.adopt_orphan(key, lease);
             if stands { &mut keep } else { &mut drop }.push(lease);
         }
         (keep, drop)
@@ -328,14 +328,14 @@ impl Scheduler {
 
     /// The task under a lease of this session. Any other lease is refused, and the worker told.
     fn held(&mut self, key: usize, conn: ConnId, lease: u64, out: &mut Output) -> Option<Slot> {
-        if let Some(slot) = self.roster.sessions[key].leases.get(&lease) {
-            return Some(*slot);
+        if let Some(slot) = self.roster.sessions[key].leases.get(lease) {
+            return Some(slot);
         }
         // Looked for in every session, which only a confused or hostile worker causes: so many times a frame.
         let looked_for = self.strays_left.checked_sub(1);
         self.strays_left = looked_for.unwrap_or_default();
         let foreign = looked_for.is_some()
-            && self.roster.sessions.iter().any(|(_, other)| other.leases.contains_key(&lease));
+            && self.roster.sessions.iter().any(|(_, other)| other.leases.contains(lease));
         let error = if foreign {
             Error::new(Reason::NotYourLease, format!("lease {lease} belongs to another worker"))
         } else {
@@ -368,7 +368,7 @@ impl Scheduler {
     fn result(&mut self, key: usize, conn: ConnId, result: AttemptResult, out: &mut Output) {
         let AttemptResult { lease, seq, end } = result;
         let session = &mut self.roster.sessions[key];
-        if seq > 0 && seq <= session.result_seq && !session.leases.contains_key(&lease) {
+        if seq > 0 && seq <= session.result_seq && !session.leases.contains(lease) {
             // Sent again after a broken connection; it was accepted the first time.
             return;
         }
@@ -593,7 +593,7 @@ impl Scheduler {
 
     /// In order, so that the same history always goes the same way.
     pub(super) fn leases_of(&self, key: usize) -> BTreeMap<u64, Slot> {
-        self.roster.sessions[key].leases.iter().map(|(lease, slot)| (*lease, *slot)).collect()
+        self.roster.sessions[key].leases.iter().collect()
     }
 
     // --- is asked to leave: see also drains.rs ----------------------------------------------------

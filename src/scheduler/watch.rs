@@ -200,15 +200,19 @@ impl Scheduler {
     }
 
     /// The task has entered another state.
-    #[inline]
+    #[inline(always)]
     pub(super) fn changed(&mut self, slot: Slot, out: &mut Output) {
-        let followed = self.lives[slot].talk.as_ref().is_some_and(|talk| !talk.watchers.is_empty());
-        if followed || self.watchers.keeping {
+        if self.watchers.keeping || self.lives[slot].talk.is_some() {
             self.tell_watchers(slot, out);
         }
     }
 
+    #[cold]
     fn tell_watchers(&mut self, slot: Slot, out: &mut Output) {
+        let followed = self.lives[slot].talk.as_ref().is_some_and(|talk| !talk.watchers.is_empty());
+        if !followed && !self.watchers.keeping {
+            return;
+        }
         self.watchers.seq += 1;
         let seq = self.watchers.seq;
         if self.watchers.keeping {

@@ -22,10 +22,10 @@ impl Roster {
             *pools.entry(pool.offer).or_insert(0) += 1;
             *live.entry(pool.offer).or_insert(0) += u32::from(serving);
             *in_flight.entry(pool.offer).or_insert(0) += pool.in_flight;
-            let load = (u64::from(pool.in_flight) << 32) / u64::from(pool.concurrency);
-            let place = (serving && pool.credit() > 0).then_some((load, pool.used, key));
-            ensure!(pool.place == place, "pool {key}: place {:?}, should be {place:?}", pool.place);
-            open.extend(place.map(|place| (pool.offer, place)));
+            let is_open = serving && pool.credit() > 0;
+            ensure!(self.places.is_open(key) == is_open, "pool {key}: open {}", !is_open);
+            let place = (pool.in_flight, pool.concurrency, pool.used, key);
+            open.extend(is_open.then_some((pool.offer, place)));
             let excess = if serving { pool.in_flight.saturating_sub(pool.concurrency) } else { 0 };
             ensure!(pool.excess == excess, "pool {key}: excess {}, should be {excess}", pool.excess);
             overfull.extend((excess > 0).then_some((pool.offer, (excess, key))));
@@ -41,7 +41,9 @@ impl Roster {
             let flying = offer.in_flight;
             ensure!(Some(&flying) == in_flight.get(&key), "offer {key}: {flying} in flight counted");
             ensure!(Some(&offer.live) == live.get(&key), "offer {key}: {} live counted", offer.live);
-            ensure!(offer.open.iter().all(|place| open.remove(&(key, *place))), "offer {key}: open is stale");
+            ensure!(offer.open.is_in_order(&self.places), "offer {key}: open is out of order");
+            let mut places = offer.open.iter().map(|p| (p.in_flight, p.concurrency, p.used, p.pool as usize));
+            ensure!(places.all(|place| open.remove(&(key, place))), "offer {key}: open is stale");
             ensure!(
                 offer.overfull.iter().all(|e| overfull.remove(&(key, *e))),
                 "offer {key}: overfull is stale"

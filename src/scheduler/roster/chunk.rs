@@ -78,7 +78,7 @@ impl Roster {
                 continue;
             }
             let pool = &self.pools[chunk.pool];
-            if pool.place.is_some() && pool.in_flight < pool.concurrency / 2 {
+            if self.places.is_open(chunk.pool) && pool.in_flight < pool.concurrency / 2 {
                 chunk.tasks -= 1;
                 chunk.time -= runs;
                 return Some(Choice { pool: chunk.pool, version: version.clone() });
