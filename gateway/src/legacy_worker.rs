@@ -21,6 +21,7 @@ mod crew;
 mod message;
 mod registration;
 
+use connection::Connection;
 pub(crate) use crew::Crew;
 
 /// What Python workers append to every URL they are given.
@@ -74,10 +75,10 @@ fn knock(legacy: &Arc<Legacy>, peer: SocketAddr, shown: String, mut request: Req
     };
     let visitor = Visitor { ip: client_ip(request.headers(), peer), sdk: sdk(request.headers()) };
     let upgrade = hyper::upgrade::on(&mut request);
-    let legacy = Arc::clone(legacy);
+    let connection = Connection::new(Arc::clone(legacy), visitor);
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(upgraded) => connection::serve(legacy, upgraded, visitor).await,
+            Ok(upgraded) => connection.serve(upgraded).await,
             Err(error) => tracing::debug!(%error, "a worker's upgrade was not completed"),
         }
     });

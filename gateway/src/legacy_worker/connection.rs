@@ -41,7 +41,7 @@ use super::registration::Registration;
 use crate::legacy::{DISCONNECTED, Legacy, TIMED_OUT};
 
 /// Allocated for each socket at once; the library's own is 128 KiB.
-const READ_BUFFER: usize = 4 << 10;
+const READ_BUFFER: usize = 3 << 10;
 /// Messages are gathered up to this much before they are written; longer ones go out by themselves.
 const WRITE_BUFFER: usize = 16 << 10;
 /// The smallest limit of a worker's message; a larger payload limit raises it.
@@ -112,24 +112,9 @@ impl End {
     }
 }
 
-/// Serves the socket until it closes.
-pub(super) async fn serve(legacy: Arc<Legacy>, upgraded: Upgraded, visitor: Visitor) {
-    let largest = legacy.handle.limits().payload_bytes.saturating_mul(2).max(MESSAGE_BYTES);
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_message_size(Some(largest))
-        .max_frame_size(Some(largest));
-    // Boxed, so that the socket lies there and not, once more for every step that it is handed through, in the
-    // future of the connection.
-    let halves = Box::pin(async move {
-        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await.split()
-    });
-    let (sink, stream) = halves.await;
-    Connection::new(legacy, visitor).run(sink, stream).await;
-}
-
-struct Connection {
+/// One worker. Whoever serves it holds it: an async function that takes it would hold it twice.
+#[derive(Debug)]
+pub(super) struct Connection {
     legacy: Arc<Legacy>,
     visitor: Visitor,
     since: Instant,
@@ -150,7 +135,7 @@ struct Joined {
 }
 
 impl Connection {
-    fn new(legacy: Arc<Legacy>, visitor: Visitor) -> Self {
+    pub(super) fn new(legacy: Arc<Legacy>, visitor: Visitor) -> Self {
         Self {
             legacy,
             visitor,
@@ -162,7 +147,20 @@ impl Connection {
         }
     }
 
-    async fn run(self, mut sink: SplitSink<Socket, Message>, mut stream: SplitStream<Socket>) {
+    /// Serves the socket until it closes.
+    pub(super) async fn serve(&self, upgraded: Upgraded) {
+        let largest = self.legacy.handle.limits().payload_bytes.saturating_mul(2).max(MESSAGE_BYTES);
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER)
+            .write_buffer_size(WRITE_BUFFER)
+            .max_message_size(Some(largest))
+            .max_frame_size(Some(largest));
+        // Boxed, so that the socket lies there and not, once more for every step that it is handed through, in the
+        // future of the connection.
+        let halves = Box::pin(async move {
+            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await.split()
+        });
+        let (mut sink, mut stream) = halves.await;
         let end = tokio::select! {
             // The writer first: what the scheduler has sent is known before anything else is decided.
             biased;
@@ -256,7 +254,7 @@ impl Connection {
             }
         };
         let member = Member::new(id, session);
-        self.say(&member, Frame { credits: vec![(String::new(), WINDOW)], ..Frame::default() }).await?;
+        self.say(&member, credit(WINDOW)).await?;
         // Set once: only the reader registers.
         self.joined.set(Joined { member, listed }).ok();
         Ok(())
@@ -318,8 +316,7 @@ impl Connection {
             self.send(sink, std::mem::take(&mut messages)).await?;
             if granted - written <= WINDOW / 2 {
                 granted = written + WINDOW;
-                self.say(member, Frame { credits: vec![(String::new(), granted)], ..Frame::default() })
-                    .await?;
+                self.say(member, credit(granted)).await?;
             }
         }
     }
@@ -336,8 +333,7 @@ impl Connection {
                     // No other legacy worker could take it either, and one of another kind is not told apart.
                     let error = TaskError::new("payload_not_json", problem);
                     let end = AttemptEnd::Failed { error, retryable: Some(false), retry_after_ms: 0 };
-                    let results = vec![AttemptResult { lease: assign.lease, seq: 0, end }];
-                    self.say(member, Frame { results, ..Frame::default() }).await?;
+                    self.say(member, result(AttemptResult { lease: assign.lease, seq: 0, end })).await?;
                     Ok(None)
                 }
             },
@@ -419,6 +415,17 @@ impl Connection {
             member.freed.notified().await;
         }
     }
+}
+
+// Frames are made in functions of their own: a literal that is filled up from a default stays in the future of whoever
+// awaits what is done with it, and a frame is large.
+
+fn credit(total: u64) -> Frame {
+    Frame { credits: vec![(String::new(), total)], ..Frame::default() }
+}
+
+fn result(result: AttemptResult) -> Frame {
+    Frame { results: vec![result], ..Frame::default() }
 }
 
 fn ticks(every: Duration) -> Interval {

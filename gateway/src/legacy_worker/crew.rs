@@ -84,8 +84,10 @@ impl Member {
 
     async fn hand_in(&self, results: Vec<AttemptResult>) {
         let leases: Vec<u64> = results.iter().map(|result| result.lease).collect();
-        // An error means that the engine has stopped; the connection learns that by itself.
-        self.session.say(Frame { results, ..Frame::default() }).await.ok();
+        // An error means that the engine has stopped; the connection learns that by itself. Said first and awaited then,
+        // so that the frame does not stay in this future.
+        let said = self.session.say(Frame { results, ..Frame::default() });
+        said.await.ok();
         // Only now: a worker without leases may be let go.
         let mut held = self.leases.lock();
         for lease in &leases {
@@ -135,23 +137,26 @@ impl Crew {
     /// Answers to tasks, from whomever; the first one to each counts. The scheduler hears of those together that stand
     /// together and are of one worker.
     pub(crate) async fn finish(&self, answers: impl Iterator<Item = (TaskId, AttemptEnd)>) {
-        let mut gathered: Option<(Arc<Member>, Vec<AttemptResult>)> = None;
+        for (member, results) in self.gathered(answers) {
+            member.hand_in(results).await;
+        }
+    }
+
+    fn gathered(
+        &self,
+        answers: impl Iterator<Item = (TaskId, AttemptEnd)>,
+    ) -> Vec<(Arc<Member>, Vec<AttemptResult>)> {
+        let mut gathered: Vec<(Arc<Member>, Vec<AttemptResult>)> = Vec::new();
         for (id, end) in answers {
             let held = self.shard(id).lock().remove(&id);
             let Some(Held { member, lease }) = held else { continue };
             let result = AttemptResult { lease, seq: 0, end };
-            match &mut gathered {
-                Some((other, results)) if Arc::ptr_eq(other, &member) => results.push(result),
-                _ => {
-                    if let Some((other, results)) = gathered.replace((member, vec![result])) {
-                        other.hand_in(results).await;
-                    }
-                }
+            match gathered.last_mut() {
+                Some((last, results)) if Arc::ptr_eq(last, &member) => results.push(result),
+                _ => gathered.push((member, vec![result])),
             }
         }
-        if let Some((member, results)) = gathered {
-            member.hand_in(results).await;
-        }
+        gathered
     }
 
     /// The worker has gone: what it holds fails with `why`, its session ends.

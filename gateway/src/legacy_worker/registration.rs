@@ -59,6 +59,9 @@ impl Registration {
             .methods
             .iter()
             .filter(|(name, _)| check_method_name(name).is_ok() && seen.insert(name.as_str()));
+        let mut methods: Vec<Method> = methods.map(|(name, docs)| method(name, docs, limits)).collect();
+        // The session keeps it.
+        methods.shrink_to_fit();
         Hello {
             protocol: (1, 1),
             worker_id,
@@ -69,7 +72,7 @@ impl Registration {
                 name: String::new(),
                 concurrency: CONCURRENCY.min(limits.credit_per_pool),
             }],
-            methods: methods.map(|(name, docs)| method(name, docs, limits)).collect(),
+            methods,
             starts_on_receipt: true,
             ..Hello::default()
         }

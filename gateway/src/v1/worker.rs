@@ -20,7 +20,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq as _;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
 
@@ -34,8 +34,8 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// How long a worker may take to answer the close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// Allocated for each connection at once, so small: ten thousand idle workers must cost little.
-const READ_BUFFER: usize = 4 << 10;
-/// Refused entries on their way to the worker. A worker that reads none of them is read no further.
+const READ_BUFFER: usize = 3 << 10;
+/// Refused entries on their way to the worker, and in one message. A worker that reads none of them is read no further.
 const REFUSALS: usize = 1_024;
 /// Not in the RFC, but in the IANA registry: the server restarts, or is full; come back later.
 const SERVICE_RESTART: u16 = 1012;
@@ -75,7 +75,12 @@ pub(super) async fn connect(
         .write_buffer_size(0)
         .max_message_size(most)
         .max_frame_size(most);
-    Ok(upgrade.on_upgrade(move |socket| serve(edge, socket, peer, authorized)).into_response())
+    // Split before the future begins: what it is given it holds to its end.
+    let serve = move |socket: WebSocket| {
+        let (sink, stream) = socket.split();
+        serve(edge, sink, stream, peer, authorized)
+    };
+    Ok(upgrade.on_upgrade(serve).into_response())
 }
 
 fn check_key(edge: &Edge, shown: &str) -> Result<(), Error> {
@@ -125,8 +130,13 @@ impl From<Unreadable> for End {
     }
 }
 
-async fn serve(edge: Arc<Edge>, socket: WebSocket, peer: SocketAddr, authorized: bool) {
-    let (mut sink, stream) = socket.split();
+async fn serve(
+    edge: Arc<Edge>,
+    mut sink: SplitSink<WebSocket, Message>,
+    stream: SplitStream<WebSocket>,
+    peer: SocketAddr,
+    authorized: bool,
+) {
     let mut inbound = Inbound { stream, peer: peer.to_string(), edge: Arc::clone(&edge) };
     let end = match session(&edge, &mut sink, &mut inbound, authorized).await {
         Ok(end) | Err(end) => end,
@@ -166,10 +176,9 @@ async fn session(
     let leases = Leases::default();
     let opened = Box::pin(open(edge, sink, inbound, authorized, &leases)).await?;
     let Some((first, session)) = opened else { return Ok(End::Gone) };
-    let (refused, refusals) = mpsc::channel(REFUSALS);
-    let heard = Notify::new();
-    let reader = read_all(inbound, first, &session, &leases, refused, &heard);
-    let writer = write_all(edge, sink, &session, &leases, refusals, &heard);
+    let (refused, heard) = (Refused::default(), Notify::new());
+    let reader = read_all(inbound, first, &session, &leases, &refused, &heard);
+    let writer = write_all(edge, sink, &session, &leases, &refused, &heard);
     tokio::select! {
         end = reader => end,
         end = writer => end,
@@ -202,8 +211,36 @@ async fn open(
     Ok(Some((first, session)))
 }
 
-/// Boxed: a channel holds room for 32 from its beginning, for each worker.
-type Refused = Box<(u64, Error)>;
+/// Refused entries, from the reader to the writer. Not a channel, which is most of a kilobyte for each worker, and
+/// nearly none has an entry refused.
+#[derive(Debug, Default)]
+struct Refused {
+    entries: Mutex<Vec<(u64, Error)>>,
+    added: Notify,
+    taken: Notify,
+}
+
+impl Refused {
+    /// Waits while too many do: a worker that reads none of them is read no further.
+    async fn add(&self, entries: Vec<(u64, Error)>) {
+        if entries.is_empty() {
+            return;
+        }
+        self.entries.lock().extend(entries);
+        self.added.notify_one();
+        while self.entries.lock().len() >= REFUSALS {
+            self.taken.notified().await;
+        }
+    }
+
+    /// All there are, as soon as there are any. Cancel-safe.
+    async fn take(&self) -> Vec<(u64, Error)> {
+        self.added.notified().await;
+        let entries = std::mem::take(&mut *self.entries.lock());
+        self.taken.notify_one();
+        entries
+    }
+}
 
 /// What a worker has been given and not answered: while the server stops, an idle worker is let go.
 #[derive(Debug, Default)]
@@ -311,7 +348,7 @@ async fn read_all(
     first: Box<Said>,
     session: &Session,
     leases: &Leases,
-    refused: mpsc::Sender<Refused>,
+    refused: &Refused,
     heard: &Notify,
 ) -> Result<End, End> {
     let mut said = Some(first);
@@ -323,10 +360,7 @@ async fn read_all(
             let finished: Vec<u64> = said.finished().collect();
             session.say(said.frame).await?;
             leases.answered(&finished);
-            for entry in said.refused {
-                // Fails only when the writer has gone, and this future with it.
-                refused.send(Box::new(entry)).await.ok();
-            }
+            refused.add(said.refused).await;
         }
         match inbound.next().await? {
             None => return Ok(End::Gone),
@@ -344,11 +378,10 @@ async fn write_all(
     sink: &mut SplitSink<WebSocket, Message>,
     session: &Session,
     leases: &Leases,
-    mut refused: mpsc::Receiver<Refused>,
+    refused: &Refused,
     heard: &Notify,
 ) -> Result<End, End> {
     let mut items = Vec::new();
-    let mut entries = Vec::new();
     let mut moving = false;
     let mut quiet = interval(Duration::from_millis(edge.handle.limits().beat_ms.max(1)));
     quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -370,10 +403,9 @@ async fn write_all(
                 }
                 items.clear();
             }
-            _ = refused.recv_many(&mut entries, REFUSALS), if !refused.is_closed() => {
-                if !entries.is_empty() {
-                    send(sink, refusals(entries.iter().map(|entry| &**entry))).await?;
-                    entries.clear();
+            entries = refused.take() => {
+                for entries in entries.chunks(REFUSALS) {
+                    send(sink, refusals(entries)).await?;
                 }
             }
             () = leases.changed.notified(), if moving => {}

@@ -351,11 +351,18 @@ fn hello(hello: HelloDto, peer: &str) -> Result<Hello> {
 }
 
 fn pools(pools: Vec<PoolDto>) -> Vec<PoolSpec> {
-    pools.into_iter().map(|pool| PoolSpec { name: pool.name, concurrency: pool.concurrency }).collect()
+    let pools = pools.into_iter();
+    kept(pools.map(|pool| PoolSpec { name: pool.name, concurrency: pool.concurrency }).collect())
+}
+
+/// Without the room for more that a list has while it is read: the session keeps it.
+fn kept<T>(mut list: Vec<T>) -> Vec<T> {
+    list.shrink_to_fit();
+    list
 }
 
 fn methods(methods: Vec<MethodDto>) -> Result<Vec<Method>> {
-    methods
+    let methods: Result<Vec<Method>> = methods
         .into_iter()
         .map(|method| {
             Ok(Method {
@@ -370,5 +377,6 @@ fn methods(methods: Vec<MethodDto>) -> Result<Vec<Method>> {
                 pool: method.pool,
             })
         })
-        .collect()
+        .collect();
+    Ok(kept(methods?))
 }
