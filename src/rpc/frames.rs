@@ -21,6 +21,9 @@ use crate::task::{Outcome, Payload, TaskId};
 /// A frame is closed before it grows beyond this, unless a single entry is larger: gRPC libraries refuse messages of
 /// more than 4 MiB if they are not told otherwise.
 const FRAME_BYTES: usize = 1 << 20;
+/// Nor does it hold more entries: a peer that has a long frame to read does nothing else meanwhile, and so does whoever
+/// waits for its answers. Client, server and worker then work one after the other, with cores idle.
+const FRAME_ENTRIES: usize = 256;
 /// What an entry takes beside its payload, generously.
 const ENTRY_BYTES: usize = 128;
 
@@ -32,6 +35,24 @@ pub(super) trait Frame: Send + 'static {
     fn write(self, buf: &mut impl BufMut);
 }
 
+/// What a reader of many small frames keeps to, so that a long run of them moves on as pieces which several threads, and
+/// the peers, work on at once. For the reason of [`FRAME_ENTRIES`]; a turn for each frame would cost more than it brings.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    entries: usize,
+}
+
+impl Turns {
+    /// So many entries were read: now and then others have a turn.
+    pub(super) async fn took(&mut self, entries: usize) {
+        self.entries += entries;
+        if self.entries >= FRAME_ENTRIES {
+            self.entries = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 /// The next items, as many as go into one frame: at least one, if there are any.
 pub(super) fn next_frame<T>(items: &mut VecDeque<T>, size: impl Fn(&T) -> usize) -> Vec<T> {
     let mut total = 0;
@@ -39,7 +60,7 @@ pub(super) fn next_frame<T>(items: &mut VecDeque<T>, size: impl Fn(&T) -> usize)
         total += size(item);
         total <= FRAME_BYTES
     };
-    let fitting = items.iter().take_while(fits).count().max(1);
+    let fitting = items.iter().take(FRAME_ENTRIES).take_while(fits).count().max(1);
     items.drain(..fitting.min(items.len())).collect()
 }
 

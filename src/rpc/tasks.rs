@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert::{
     Shown, Verb, filter, new_task, new_task_as, outcome_out, payload_out, progress_out, task_out,
 };
-use super::frames::{PipeFrame, answer_size, next_frame};
+use super::frames::{PipeFrame, Turns, answer_size, next_frame};
 use super::lane::Lane;
 use crate::error::{Error, Result};
 use crate::handle::{Handle, Pipe, Watch};
@@ -222,9 +222,11 @@ async fn read_calls(
     mut frames: Streaming<proto::PipeRequest>,
     refusals: tokio::sync::mpsc::Sender<(u64, Error)>,
 ) -> std::result::Result<(), Status> {
+    let mut turns = Turns::default();
     while let Some(frame) = frames.message().await? {
-        pipe.check_frame(frame.calls.len())?;
-        let mut calls = Vec::with_capacity(frame.calls.len());
+        let entries = frame.calls.len();
+        pipe.check_frame(entries)?;
+        let mut calls = Vec::with_capacity(entries);
         let mut ids = TaskIds::begin();
         for call in frame.calls {
             match new_task_as(|| ids.draw(), call.task, Verb::Call) {
@@ -238,6 +240,7 @@ async fn read_calls(
         for call_id in frame.cancels {
             pipe.cancel(call_id).await?;
         }
+        turns.took(entries).await;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{frame, hello};
-use super::frames::{SessionFrame, next_frame, session_item_size};
+use super::frames::{SessionFrame, Turns, next_frame, session_item_size};
 use super::lane::Lane;
 use crate::engine::SessionItem;
 use crate::error::{Error, Reason};
@@ -118,9 +118,12 @@ async fn read_frames(
         return Ok(());
     }
     session.say(rest).await?;
+    let mut turns = Turns::default();
     while let Some(request) = frames.message().await? {
+        let entries = request.results.len();
         session.say(frame(request)?).await?;
         session.outbox().below(UNREAD_MAX).await;
+        turns.took(entries).await;
     }
     Ok(())
 }
