@@ -87,7 +87,10 @@ impl Scheduler {
     fn audit_task(&self, slot: Slot, task: &Task, live: &Live) -> Checked {
         let id = task.id;
         let Some(route) = self.roster.routes.get(live.route()) else { return Err(format!("{id}: no route")) };
-        ensure!(route.method == task.method && route.target == task.options.target, "{id}: another's route");
+        ensure!(
+            route.method == task.method && *route.target() == task.options.target,
+            "{id}: another's route"
+        );
         let leased = matches!(task.state, State::Leased { .. });
         let ended = task.state.outcome().is_some();
         ensure!(leased || live.pool().is_none(), "{id}: {:?} in a pool", task.state.name());
@@ -209,7 +212,7 @@ impl Scheduler {
         let mut waiting = 0;
         for (key, route) in &self.roster.routes {
             let mut length = 0;
-            for (priority, list) in route.queue.lists().enumerate() {
+            for (priority, list) in route.queue.lists().iter().enumerate() {
                 let mut last = (0, Timestamp::default());
                 for slot in self.walk(list)? {
                     let (task, live) = (self.ledger.task(slot), &self.lives[slot]);

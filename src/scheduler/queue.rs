@@ -12,21 +12,16 @@ use super::live::{Chain, List, Live};
 /// lower one unless the lower has waited `ageing_ms` longer for each step between them: nothing starves,
 /// and nothing is ever re-sorted, because the rank does not change while time passes. Within a priority
 /// the list is in order of rank by itself.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Queue {
-    lists: [List; 10],
-    len: usize,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self { lists: [List::new(Chain::Line); 10], len: 0 }
-    }
+    /// `None` until something waits: most tasks never do.
+    lists: Option<Box<[List; 10]>>,
+    len: u32,
 }
 
 impl Queue {
     pub(crate) const fn len(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
     pub(crate) const fn is_empty(&self) -> bool {
@@ -59,7 +54,7 @@ impl Queue {
     /// The task that goes next, taken out.
     pub(crate) fn pop(&mut self, lives: &mut Slab<Live>, ageing_ms: u64) -> Option<Slot> {
         let (_, priority, slot) = self
-            .lists
+            .lists()
             .iter()
             .enumerate()
             .filter_map(|(priority, list)| {
@@ -83,7 +78,7 @@ impl Queue {
     ) -> usize {
         let own = rank(&lives[slot], usize::from(priority), ageing_ms);
         let mut ahead = 0;
-        for (other_priority, list) in self.lists.iter().enumerate() {
+        for (other_priority, list) in self.lists().iter().enumerate() {
             let mut at = list.head();
             while let Some(other) = at.filter(|other| *other != slot && ahead < most) {
                 let rank = rank(&lives[other], other_priority, ageing_ms);
@@ -102,9 +97,9 @@ impl Queue {
         ahead
     }
 
-    /// The tasks of each priority, in order: for the audit.
-    pub(crate) fn lists(&self) -> impl Iterator<Item = &List> {
-        self.lists.iter()
+    /// The tasks of each priority, in order.
+    pub(crate) fn lists(&self) -> &[List] {
+        self.lists.as_deref().map_or(&[], |lists| lists)
     }
 
     #[allow(
@@ -112,7 +107,7 @@ impl Queue {
         reason = "priorities are checked to be at most 9 when a task is accepted"
     )]
     fn list(&mut self, priority: u8) -> &mut List {
-        &mut self.lists[usize::from(priority)]
+        &mut self.lists.get_or_insert_with(|| Box::new([List::new(Chain::Line); 10]))[usize::from(priority)]
     }
 }
 

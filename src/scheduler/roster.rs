@@ -12,23 +12,25 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use semver::{Version, VersionReq};
+use semver::Version;
 use slab::Slab;
 
 use super::command::{ConnId, Hello, SessionId, WorkerId};
 use super::effect::SharedText;
 use super::leases::Leases;
-use super::queue::Queue;
 use crate::clock::Timestamp;
 use crate::task::{Method, Target};
 
 mod audit;
 mod chunk;
 mod open;
+mod route;
 
 use chunk::Chunk;
 pub(crate) use chunk::Runs;
 use open::{Open, Place, Places};
+use route::PlainRoutes;
+pub(crate) use route::Route;
 
 /// One worker's stream, or the memory of it while it may come back.
 #[derive(Debug)]
@@ -120,21 +122,6 @@ pub(crate) struct Offer {
     in_turns: HashSet<usize, FixedState>,
 }
 
-/// A method and a target: one queue.
-#[derive(Debug)]
-pub(crate) struct Route {
-    pub(crate) method: Arc<str>,
-    pub(crate) target: Target,
-    range: Option<VersionReq>,
-    pub(crate) queue: Queue,
-    /// Tasks in any state whose route this is.
-    pub(crate) tasks: usize,
-    /// How long attempts take.
-    pub(crate) runs: Runs,
-    /// Who may serve it now, with the version chosen there.
-    offers: Vec<(usize, SharedText)>,
-}
-
 /// A method that somebody serves or waits for.
 #[derive(Debug, Default)]
 struct MethodEntry {
@@ -169,7 +156,7 @@ pub(crate) struct Roster {
     pub(crate) routes: Slab<Route>,
     methods: BTreeMap<Arc<str>, MethodEntry>,
     /// Names of methods by hash: the tree above serves ordered listings, this one the hot path.
-    plain_routes: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
+    plain_routes: PlainRoutes,
     /// Methods whose tasks wait: nobody may serve their routes.
     paused: BTreeSet<Arc<str>>,
     steps: u64,
@@ -395,7 +382,7 @@ impl Roster {
     fn match_route(&mut self, key: usize) {
         let mut matches = Vec::new();
         self.matches_of(key, &mut matches);
-        let texts: Vec<(usize, SharedText)> =
+        let texts =
             matches.into_iter().map(|(offer, version)| (offer, self.version_text(key, &version))).collect();
         self.routes[key].offers = texts;
         if !self.routes[key].queue.is_empty() {
@@ -417,8 +404,8 @@ impl Roster {
             for offer in &entry.offers {
                 let candidate = &self.offers[*offer];
                 let fits = candidate.live > 0
-                    && (route.target.group.is_empty() || route.target.group == candidate.key.group)
-                    && route.target.labels.iter().all(|(k, v)| candidate.key.labels.get(k) == Some(v));
+                    && (route.target().group.is_empty() || route.target().group == candidate.key.group)
+                    && route.target().labels.iter().all(|(k, v)| candidate.key.labels.get(k) == Some(v));
                 if !fits {
                     continue;
                 }
@@ -428,14 +415,14 @@ impl Roster {
                     .iter()
                     .filter(|(name, _)| *name == route.method)
                     .map(|(_, version)| version)
-                    .filter(|version| route.range.as_ref().is_none_or(|range| range.matches(version)))
-                    .max_by_key(|version| (route.range.is_some() || version.pre.is_empty(), *version));
+                    .filter(|version| route.range().is_none_or(|range| range.matches(version)))
+                    .max_by_key(|version| (route.range().is_some() || version.pre.is_empty(), *version));
                 if let Some(version) = newest {
                     matches.push((*offer, version.clone()));
                 }
             }
         }
-        if route.range.is_none() {
+        if route.range().is_none() {
             // Nobody asked for a version: the newest that is alive. A prerelease only when there is no
             // release, as every package manager does it.
             let newest =
@@ -568,7 +555,7 @@ impl Roster {
 
     /// The route of a plain call, when it exists: the hot path.
     pub(crate) fn plain_route(&self, method: &str) -> Option<usize> {
-        self.plain_routes.get(method).copied()
+        self.plain_routes.find(method, &self.routes)
     }
 
     /// The route of a method and a target, when it exists.
@@ -582,20 +569,12 @@ impl Roster {
             Some((name, _)) => Arc::clone(name),
             None => Arc::from(method),
         };
-        let key = self.routes.insert(Route {
-            method: Arc::clone(&name),
-            target: target.clone(),
-            range: target.range().ok().flatten(),
-            queue: Queue::default(),
-            tasks: 0,
-            runs: Runs::default(),
-            offers: Vec::new(),
-        });
-        let entry = self.methods.entry(Arc::clone(&name)).or_default();
+        let key = self.routes.insert(Route::new(Arc::clone(&name), target));
+        let entry = self.methods.entry(name).or_default();
         entry.routes.insert(target.clone(), key);
         if *target == Target::default() {
             entry.plain = Some(key);
-            self.plain_routes.insert(name, key);
+            self.plain_routes.add(key, &self.routes);
         }
         self.match_route(key);
         key
@@ -648,17 +627,17 @@ impl Roster {
     /// strangers do not pile up.
     pub(crate) fn drop_route_if_unused(&mut self, key: usize) {
         let route = &self.routes[key];
-        let plain_and_served = route.target == Target::default()
+        let plain_and_served = *route.target() == Target::default()
             && self.methods.get(&route.method).is_some_and(|entry| !entry.offers.is_empty());
         if route.tasks > 0 || plain_and_served {
             return;
         }
         let route = self.routes.remove(key);
         if let Some(entry) = self.methods.get_mut(&route.method) {
-            entry.routes.remove(&route.target);
+            entry.routes.remove(route.target());
             if entry.plain == Some(key) {
                 entry.plain = None;
-                self.plain_routes.remove(&route.method);
+                self.plain_routes.remove(&route.method, key);
             }
         }
         self.drop_method_if_unused(&route.method);
@@ -674,10 +653,10 @@ impl Roster {
         for key in idle {
             let route = self.routes.remove(key);
             if let Some(entry) = self.methods.get_mut(name) {
-                entry.routes.remove(&route.target);
+                entry.routes.remove(route.target());
                 if entry.plain == Some(key) {
                     entry.plain = None;
-                    self.plain_routes.remove(name);
+                    self.plain_routes.remove(name, key);
                 }
             }
         }

@@ -297,7 +297,7 @@ impl Scheduler {
                 fitting.len()
             )
         };
-        let target = &route.target;
+        let target = route.target();
         if !target.version.is_empty() {
             let mut versions: Vec<String> =
                 serving.iter().flat_map(|(versions, _)| versions.iter().map(ToString::to_string)).collect();

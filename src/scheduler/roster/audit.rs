@@ -71,15 +71,19 @@ impl Roster {
     fn audit_routes(&self, tasks_of_routes: &BTreeMap<usize, usize>) -> Result<(), String> {
         for (key, route) in &self.routes {
             let tasks = tasks_of_routes.get(&key).copied().unwrap_or_default();
-            ensure!(route.tasks == tasks, "route {key}: {} tasks counted, {tasks} there", route.tasks);
+            ensure!(
+                route.tasks as usize == tasks,
+                "route {key}: {} tasks counted, {tasks} there",
+                route.tasks
+            );
             let Some(entry) = self.methods.get(&route.method) else {
                 return Err(format!("route {key}: no method"));
             };
             ensure!(
-                entry.routes.get(&route.target) == Some(&key),
+                entry.routes.get(route.target()) == Some(&key),
                 "route {key}: its method does not know it"
             );
-            let idle_is_wanted = route.target == Target::default() && !entry.offers.is_empty();
+            let idle_is_wanted = *route.target() == Target::default() && !entry.offers.is_empty();
             ensure!(tasks > 0 || idle_is_wanted, "route {key} of {:?} should be gone", route.method);
             for (offer, _) in &route.offers {
                 let turns = self
@@ -111,7 +115,10 @@ impl Roster {
                 entry.plain == entry.routes.get(&Target::default()).copied(),
                 "method {name:?}: plain route"
             );
-            ensure!(entry.plain == self.plain_routes.get(name).copied(), "method {name:?}: plain index");
+            ensure!(
+                entry.plain == self.plain_routes.find(name, &self.routes),
+                "method {name:?}: plain index"
+            );
             for (version, (_, workers)) in &entry.served {
                 let id = (Arc::clone(name), version.clone());
                 let serving = entry
