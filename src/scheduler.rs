@@ -23,8 +23,6 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use slab::Slab;
-
 pub use command::{
     AttemptEnd, AttemptResult, Command, ConnId, Cursor, Filter, Frame, Hello, PoolSpec, SessionId, Update,
     Waiter, WorkerId,
@@ -49,6 +47,7 @@ use ledger::{Ledger, Record, Slot};
 use live::{Chain, List, Live};
 use roster::Roster;
 use sharing::SharedOptions;
+use slots::Slots;
 use watch::Watchers;
 
 mod answered;
@@ -71,6 +70,7 @@ mod queue;
 mod roster;
 mod sessions;
 mod sharing;
+mod slots;
 mod views;
 mod watch;
 
@@ -120,7 +120,7 @@ pub struct Scheduler {
     parting: VecDeque<(u64, Slot, TaskId)>,
     /// Of durable tasks.
     options: SharedOptions,
-    lives: Slab<Live>,
+    lives: Slots<Live>,
     /// All tasks of the ledger, oldest first.
     by_age: List,
     answered: Answered,
@@ -167,7 +167,7 @@ impl Scheduler {
             stored: 0,
             parting: VecDeque::new(),
             options: SharedOptions::default(),
-            lives: Slab::new(),
+            lives: Slots::default(),
             by_age: List::new(Chain::Age),
             answered: Answered::default(),
             roster: Roster::default(),
@@ -422,7 +422,6 @@ impl Scheduler {
     }
 
     fn adopt_restored_tasks(&mut self) {
-        self.lives.reserve(self.ledger.len());
         // By id, that is by age: the order of the rows is the store's.
         let mut by_id: Vec<(TaskId, u32)> = Vec::with_capacity(self.ledger.len());
         for (slot, task) in self.ledger.iter() {

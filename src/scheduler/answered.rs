@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
-use slab::Slab;
 
 use super::audit::ensure;
 use super::ledger::{Ledger, Slot};
 use super::live::Live;
+use super::slots::Slots;
 use crate::clock::Timestamp;
 use crate::task::{Attempts, Body, Outcome, Payload, State, Task, TaskId, TaskOptions};
 
@@ -292,7 +292,7 @@ impl Answered {
     }
 
     /// A call that is in the ledger is forgotten, or begins anew.
-    pub(crate) fn leave(&mut self, slot: Slot, size: usize, lives: &mut Slab<Live>) {
+    pub(crate) fn leave(&mut self, slot: Slot, size: usize, lives: &mut Slots<Live>) {
         let live = &mut lives[slot];
         live.answered = false;
         let place = self.place(live.place);
@@ -302,7 +302,7 @@ impl Answered {
     }
 
     /// A plain call is forgotten. Returns its route.
-    pub(crate) fn forget(&mut self, number: Number, lives: &mut Slab<Live>) -> usize {
+    pub(crate) fn forget(&mut self, number: Number, lives: &mut Slots<Live>) -> usize {
         let place = self.place(number);
         let entry = &mut self.entries[place];
         let (size, route) = (entry.size(), entry.route as usize);
@@ -315,7 +315,7 @@ impl Answered {
         route
     }
 
-    fn drop_gone(&mut self, lives: &mut Slab<Live>) {
+    fn drop_gone(&mut self, lives: &mut Slots<Live>) {
         while let Some(entry) = self.entries.pop_front_if(|entry| entry.slot == GONE) {
             self.ids.pop_front();
             self.first += 1;
@@ -328,7 +328,7 @@ impl Answered {
     }
 
     /// Leaves out what has left; numbers begin anew.
-    fn close_up(&mut self, lives: &mut Slab<Live>) {
+    fn close_up(&mut self, lives: &mut Slots<Live>) {
         let old = std::mem::take(self);
         (self.all, self.plain, self.highest) = (old.all, old.plain, old.highest);
         for (id, mut entry) in old.ids.iter().zip(old.entries).filter(|(_, entry)| entry.slot != GONE) {
@@ -345,7 +345,7 @@ impl Answered {
 
     // --- audit ------------------------------------------------------------------------------------
 
-    pub(crate) fn audit(&self, ledger: &Ledger, lives: &Slab<Live>) -> Result<(), String> {
+    pub(crate) fn audit(&self, ledger: &Ledger, lives: &Slots<Live>) -> Result<(), String> {
         let (mut all, mut plain, mut last) = (Size::default(), Size::default(), Timestamp::default());
         let mut begins = self.contents_first;
         let mut names = HashSet::new();

@@ -241,7 +241,7 @@ impl Scheduler {
 
     fn audit_watchers(&self) -> Checked {
         let mut followed = BTreeSet::new();
-        for (slot, live) in &self.lives {
+        for (slot, live) in self.lives.iter() {
             for conn in live.talk.iter().flat_map(|talk| &talk.watchers) {
                 let id = self.ledger.task(slot).id;
                 ensure!(followed.insert((*conn, id)), "watcher {conn} follows {id} twice");

@@ -5,9 +5,9 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
-use slab::Slab;
 
 use super::ledger::Slot;
+use super::slots::Slots;
 use crate::task::{Task, TaskId};
 
 #[derive(Debug, Default)]
@@ -25,13 +25,13 @@ struct IdEntry {
 }
 
 impl Index {
-    pub(crate) fn of_id(&self, tasks: &Slab<Task>, id: TaskId) -> Option<Slot> {
+    pub(crate) fn of_id(&self, tasks: &Slots<Task>, id: TaskId) -> Option<Slot> {
         let hash = hash_of(id);
         let is_it = |entry: &IdEntry| entry.hash == hash && has_id(tasks, entry.slot, id);
         self.by_id.find(spread(hash), is_it).map(|entry| entry.slot as Slot)
     }
 
-    pub(crate) fn of_key(&self, tasks: &Slab<Task>, method: &str, key: &str) -> Option<Slot> {
+    pub(crate) fn of_key(&self, tasks: &Slots<Task>, method: &str, key: &str) -> Option<Slot> {
         let is_it = |slot: &u32| {
             tasks
                 .get(*slot as Slot)
@@ -40,7 +40,7 @@ impl Index {
         self.by_key.find(self.hasher.hash_one((method, key)), is_it).map(|slot| *slot as Slot)
     }
 
-    pub(crate) fn insert(&mut self, tasks: &Slab<Task>, slot: Slot) {
+    pub(crate) fn insert(&mut self, tasks: &Slots<Task>, slot: Slot) {
         let Some(task) = tasks.get(slot) else { return };
         let entry = IdEntry { hash: hash_of(task.id), slot: slot as u32 };
         self.by_id.insert_unique(spread(entry.hash), entry, |entry| spread(entry.hash));
@@ -72,7 +72,7 @@ impl Index {
     }
 }
 
-fn has_id(tasks: &Slab<Task>, slot: u32, id: TaskId) -> bool {
+fn has_id(tasks: &Slots<Task>, slot: u32, id: TaskId) -> bool {
     tasks.get(slot as Slot).is_some_and(|task| task.id == id)
 }
 

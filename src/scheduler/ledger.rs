@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use slab::Slab;
-
 use super::audit::ensure;
 use super::command::WorkerId;
 use super::index::Index;
 use super::orders::Orders;
 use super::sharing::SharedOptions;
+use super::slots::Slots;
 use crate::clock::Timestamp;
 use crate::order::{Drain, Pause};
 use crate::row::{Row, RowChange, RowKey};
@@ -60,7 +59,7 @@ pub(crate) enum Record {
 /// Everything that must survive.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    tasks: Slab<Task>,
+    tasks: Slots<Task>,
     index: Index,
     next_lease: u64,
     leases_reserved: u64,
@@ -288,7 +287,7 @@ impl Ledger {
     /// Whether counts, bytes and indexes say what the tasks say.
     pub(crate) fn audit(&self) -> Result<(), String> {
         let (mut counts, mut bytes, mut resident, mut keyed) = ([0_u64; 7], 0, 0, 0);
-        for (slot, task) in &self.tasks {
+        for (slot, task) in self.tasks.iter() {
             if let Some(count) = counts.get_mut(task.state.name() as usize) {
                 *count += 1;
             }

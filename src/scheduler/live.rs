@@ -3,10 +3,9 @@
 
 use std::collections::VecDeque;
 
-use slab::Slab;
-
 use super::command::{ConnId, Waiter};
 use super::ledger::Slot;
+use super::slots::Slots;
 use crate::clock::Timestamp;
 use crate::task::{Chunk, Progress};
 
@@ -207,16 +206,16 @@ impl List {
     }
 
     /// The one before `slot`, towards the head.
-    pub(crate) fn before(&self, lives: &Slab<Live>, slot: Slot) -> Option<Slot> {
+    pub(crate) fn before(&self, lives: &Slots<Live>, slot: Slot) -> Option<Slot> {
         as_slot(self.link(&lives[slot]).prev)
     }
 
     /// The one after `slot`, towards the tail.
-    pub(crate) fn after(&self, lives: &Slab<Live>, slot: Slot) -> Option<Slot> {
+    pub(crate) fn after(&self, lives: &Slots<Live>, slot: Slot) -> Option<Slot> {
         as_slot(self.link(&lives[slot]).next)
     }
 
-    pub(crate) fn push_back(&mut self, lives: &mut Slab<Live>, slot: Slot) {
+    pub(crate) fn push_back(&mut self, lives: &mut Slots<Live>, slot: Slot) {
         *self.link_mut(&mut lives[slot]) = Link { prev: self.tail, next: NONE };
         match as_slot(self.tail) {
             Some(tail) => self.link_mut(&mut lives[tail]).next = slot as u32,
@@ -227,7 +226,7 @@ impl List {
     }
 
     /// Before `next`, which must be in this list; at the end when there is none.
-    pub(crate) fn insert_before(&mut self, lives: &mut Slab<Live>, slot: Slot, next: Option<Slot>) {
+    pub(crate) fn insert_before(&mut self, lives: &mut Slots<Live>, slot: Slot, next: Option<Slot>) {
         let Some(next) = next else { return self.push_back(lives, slot) };
         let prev = std::mem::replace(&mut self.link_mut(&mut lives[next]).prev, slot as u32);
         *self.link_mut(&mut lives[slot]) = Link { prev, next: next as u32 };
@@ -239,7 +238,7 @@ impl List {
     }
 
     /// Takes `slot`, which must be in this list, out of it.
-    pub(crate) fn remove(&mut self, lives: &mut Slab<Live>, slot: Slot) {
+    pub(crate) fn remove(&mut self, lives: &mut Slots<Live>, slot: Slot) {
         let link = std::mem::replace(self.link_mut(&mut lives[slot]), UNLINKED);
         match as_slot(link.prev) {
             Some(prev) => self.link_mut(&mut lives[prev]).next = link.next,

@@ -2,10 +2,9 @@
 
 use std::cmp::{Ordering, Reverse};
 
-use slab::Slab;
-
 use super::ledger::Slot;
 use super::live::{Chain, List, Live};
+use super::slots::Slots;
 
 /// One first-in-first-out list for each priority. A task's rank is the time it became ready, less
 /// `ageing_ms` for each step of priority; the lowest rank goes first. So a higher priority goes ahead of a
@@ -28,14 +27,14 @@ impl Queue {
         self.len == 0
     }
 
-    pub(crate) fn push_back(&mut self, lives: &mut Slab<Live>, slot: Slot, priority: u8) {
+    pub(crate) fn push_back(&mut self, lives: &mut Slots<Live>, slot: Slot, priority: u8) {
         self.list(priority).push_back(lives, slot);
         self.len += 1;
     }
 
     /// For work that came back: it takes its old place, ahead of what arrived later. Looks past what came
     /// back before it and is older; give back the newest first, and it looks past nothing.
-    pub(crate) fn put_back(&mut self, lives: &mut Slab<Live>, slot: Slot, priority: u8) {
+    pub(crate) fn put_back(&mut self, lives: &mut Slots<Live>, slot: Slot, priority: u8) {
         let place = lives[slot].place;
         let list = self.list(priority);
         let mut next = list.head();
@@ -46,13 +45,13 @@ impl Queue {
         self.len += 1;
     }
 
-    pub(crate) fn remove(&mut self, lives: &mut Slab<Live>, slot: Slot, priority: u8) {
+    pub(crate) fn remove(&mut self, lives: &mut Slots<Live>, slot: Slot, priority: u8) {
         self.list(priority).remove(lives, slot);
         self.len -= 1;
     }
 
     /// The task that goes next, taken out.
-    pub(crate) fn pop(&mut self, lives: &mut Slab<Live>, ageing_ms: u64) -> Option<Slot> {
+    pub(crate) fn pop(&mut self, lives: &mut Slots<Live>, ageing_ms: u64) -> Option<Slot> {
         let (_, priority, slot) = self
             .lists()
             .iter()
@@ -70,7 +69,7 @@ impl Queue {
     /// How many go before `slot`, a task of this queue; stops counting at `most`.
     pub(crate) fn ahead_of(
         &self,
-        lives: &Slab<Live>,
+        lives: &Slots<Live>,
         slot: Slot,
         priority: u8,
         ageing_ms: u64,
