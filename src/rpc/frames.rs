@@ -3,6 +3,7 @@
 //! name and make a text of every id first. What they write is what the generated messages would, byte for byte.
 
 use std::collections::VecDeque;
+use std::task::Poll;
 
 use bytes::BufMut;
 use prost::Message;
@@ -48,9 +49,23 @@ impl Turns {
         self.entries += entries;
         if self.entries >= FRAME_ENTRIES {
             self.entries = 0;
-            tokio::task::yield_now().await;
+            stand_back().await;
         }
     }
+}
+
+/// To the end of the line of this thread. Not tokio's `yield_now`, which lets the thread look after sockets and timers first:
+/// 5 % of the server's time with a window of 1,024 calls.
+async fn stand_back() {
+    let mut stood_back = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut stood_back, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// The next items, as many as go into one frame: at least one, if there are any.

@@ -7,20 +7,18 @@
 use std::mem;
 use std::ops::{Index, IndexMut};
 
-/// Entries in a chunk, as a power of two. A chunk of tasks is about a megabyte.
-const BITS: u32 = 12;
+/// Entries in a chunk, as a power of two. A chunk of tasks is about a quarter of a megabyte.
+const BITS: u32 = 10;
 const CHUNK: usize = 1 << BITS;
 
 /// Values by number; a number is valid until its value is removed.
 #[derive(Debug)]
 pub(crate) struct Slots<T> {
-    /// All but the last are full length, and the last one is not empty.
-    chunks: Vec<Vec<Entry<T>>>,
+    // Of a size that is known, so that a number needs no second check.
+    chunks: Vec<Box<[Entry<T>; CHUNK]>>,
     len: usize,
     /// The first of the vacant entries, or the number of all there are.
     next: usize,
-    /// Entries of all chunks.
-    entries: usize,
 }
 
 #[derive(Debug)]
@@ -32,7 +30,7 @@ enum Entry<T> {
 
 impl<T> Default for Slots<T> {
     fn default() -> Self {
-        Self { chunks: Vec::new(), len: 0, next: 0, entries: 0 }
+        Self { chunks: Vec::new(), len: 0, next: 0 }
     }
 }
 
@@ -47,7 +45,8 @@ impl<T> Slots<T> {
 
     #[inline]
     pub(crate) fn get(&self, key: usize) -> Option<&T> {
-        match self.chunks.get(key >> BITS)?.get(key & (CHUNK - 1))? {
+        let chunk = self.chunks.get(key >> BITS)?;
+        match chunk.get(key & (CHUNK - 1))? {
             Entry::Occupied(value) => Some(value),
             Entry::Vacant(_) => None,
         }
@@ -68,7 +67,7 @@ impl<T> Slots<T> {
 
     /// In order of number.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
-        self.chunks.iter().flatten().enumerate().filter_map(|(key, entry)| match entry {
+        self.chunks.iter().flat_map(|chunk| chunk.iter()).enumerate().filter_map(|(key, entry)| match entry {
             Entry::Occupied(value) => Some((key, value)),
             Entry::Vacant(_) => None,
         })
@@ -78,28 +77,25 @@ impl<T> Slots<T> {
     #[inline]
     pub(crate) fn insert(&mut self, value: T) -> usize {
         let key = self.next;
-        self.len += 1;
-        match self.entry(key) {
-            Some(entry) => {
-                if let Entry::Vacant(next) = mem::replace(entry, Entry::Occupied(value)) {
-                    self.next = next;
-                }
-            }
-            None => self.push(value),
+        if key == self.chunks.len() << BITS {
+            self.add_chunk();
         }
+        if let Some(entry) = self.entry(key)
+            && let Entry::Vacant(next) = mem::replace(entry, Entry::Occupied(value))
+        {
+            self.next = next;
+        }
+        self.len += 1;
         key
     }
 
-    #[inline]
-    fn push(&mut self, value: T) {
-        if self.entries & (CHUNK - 1) == 0 {
-            // The first grows as it is needed, so that a few tasks take little.
-            self.chunks.push(Vec::with_capacity(if self.entries == 0 { 0 } else { CHUNK }));
-        }
-        self.entries += 1;
-        self.next = self.entries;
-        if let Some(chunk) = self.chunks.last_mut() {
-            chunk.push(Entry::Occupied(value));
+    #[cold]
+    fn add_chunk(&mut self) {
+        let first = self.chunks.len() << BITS;
+        let entries: Vec<Entry<T>> = (first..first + CHUNK).map(|key| Entry::Vacant(key + 1)).collect();
+        // Not an array that is boxed, which would lie on the stack first.
+        if let Ok(chunk) = entries.try_into() {
+            self.chunks.push(chunk);
         }
     }
 
