@@ -38,11 +38,13 @@ pub enum Mode {
     Restart,
     /// A fast method beside a slow one on another worker.
     Slow,
+    /// The bare servers that the ways in are held against, by themselves.
+    Floor,
 }
 
 impl Mode {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Pipe,
         Self::Call,
         Self::Rest,
@@ -57,6 +59,7 @@ impl Mode {
         Self::Overload,
         Self::Restart,
         Self::Slow,
+        Self::Floor,
     ];
 
     /// The word for it on the command line.
@@ -76,6 +79,7 @@ impl Mode {
             Self::Overload => "overload",
             Self::Restart => "restart",
             Self::Slow => "slow",
+            Self::Floor => "floor",
         }
     }
 

@@ -80,7 +80,27 @@ pub(crate) fn cases(mode: Mode, settings: &Settings) -> Vec<Case> {
             .collect(),
         Mode::Restart => vec![restart(size(200_000))],
         Mode::Slow => vec![slow(64)],
+        Mode::Floor => {
+            let modes = [Mode::Pipe, Mode::Call, Mode::Rest, Mode::Legacy, Mode::Submit, Mode::Durable];
+            let cases = modes.into_iter().flat_map(|mode| cases(mode, settings));
+            cases.filter_map(|case| bare(case, settings)).collect()
+        }
     }
+}
+
+/// What a case is held against, by itself, when that is a floor.
+fn bare(case: Case, settings: &Settings) -> Option<Case> {
+    let Against { name, arm } = case.against?;
+    matches!(arm.server, Server::Floor(_)).then(|| Case {
+        mode: Mode::Floor,
+        series: format!("{name}, {}, {}", case.mode.name(), case.series),
+        product: arm,
+        against: None,
+        goals: Vec::new(),
+        // Beside those modes, in which it runs in every pair, once is enough.
+        pairs: settings.compare.then_some(1),
+        ..case
+    })
 }
 
 /// Each number held against the first, which runs alone only when nothing is held against anything.

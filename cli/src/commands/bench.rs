@@ -39,7 +39,8 @@ result is checked. With --compare floor each case runs in turns with a bare serv
 the same bytes and does nothing else; modes about growth are held against themselves at the small end.
 
 Modes: pipe (many calls over one stream), call (a gRPC request each), rest, legacy, submit (acknowledged once on the
-disk), durable (its outcome too), workers, methods, backlog, stored, idle, overload, restart, slow; all."
+disk), durable (its outcome too), workers, methods, backlog, stored, idle, overload, restart, slow, floor (the
+bare servers by themselves); all."
 )]
 pub(crate) struct BenchArgs {
     /// What to measure. Default: a short look at pipe, call, rest, legacy, submit and durable
