@@ -111,6 +111,10 @@ impl Program {
             let _ = timeout(AFTER_END, &mut talking).await;
         }
         drop(talking);
+        // It may have ended before it could be stopped.
+        if too_much.is_cancelled() {
+            stopped.get_or_insert(Stopped::TooMuchOutput);
+        }
         let status = status.map_err(|error| HandlerError::new("wait_failed", error.to_string()))?;
         self.judge(status, stopped, &result, &tail)
     }
@@ -161,8 +165,10 @@ impl Program {
                 return Err(HandlerError::new("timeout", text));
             }
             Some(Stopped::TooMuchOutput) => {
-                let text =
-                    format!("`{name}` was stopped: it wrote more than {} bytes to stdout", self.max_output);
+                let text = format!(
+                    "`{name}` wrote more than {} bytes to stdout, the limit (--max-output)",
+                    self.max_output
+                );
                 return Err(HandlerError::new("output_too_large", text).not_retryable());
             }
             None => {}
