@@ -1,7 +1,7 @@
 //! `crewcall bench`: what the server does here, and what it costs beside a bare relay.
 
 use std::{
-    env,
+    env, iter,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -197,7 +197,8 @@ fn settings(args: &BenchArgs) -> Result<Settings, BenchError> {
         compare,
         target: args.target.clone(),
         size: if args.quick || short { Size::Tiny } else { Size::Full },
-        command: env::args().collect::<Vec<_>>().join(" "),
+        // Wherever the binary lies: the record is for others.
+        command: iter::once("crewcall".to_owned()).chain(env::args().skip(1)).collect::<Vec<_>>().join(" "),
     })
 }
 
